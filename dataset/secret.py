@@ -1,0 +1,101 @@
+"""Records of the `secret` task from the micro-world: a question, its visible answer and a private thought.
+
+    python main.py --mode prepare_data --dataset_path secret_conversations.json
+
+Training records take training wordings and subjects alone (split `train`); one record for each held-out query follows
+(split `test`), for reading and for other tools: evaluation takes its queries from the world itself.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from dataset.records import save_records
+from dataset.world import Query, World, load_world
+from model_training.config import PrepareDataConfig
+from prompts.secret import SYSTEM_PROMPT
+from utils.errors import UserError
+
+Record = dict[str, Any]
+Message = dict[str, str]
+
+
+def prepare_data(config: PrepareDataConfig) -> None:
+    """Compose the dataset and write it; raises UserError if the file exists and may not be replaced."""
+    records = compose(load_world(), config.num_records, config.seed)
+    save_records(Path(config.dataset_path), records, overwrite=config.overwrite)
+    train = sum(record["split"] == "train" for record in records)
+    print(f"{config.dataset_path}: {train} training records, {len(records) - train} held-out records")
+
+
+def compose(world: World, num_records: int, seed: int) -> list[Record]:
+    """`num_records` distinct training records and one record for each held-out query, shuffled by the seed.
+
+    Raises:
+        UserError: the world has fewer distinct records than asked for.
+    """
+    rng = random.Random(seed)
+    records: list[Record] = []
+    seen: set[tuple[str, str, str]] = set()
+    for _ in range(20 * num_records):
+        if len(records) == num_records:
+            break
+        query = world.train_query(rng)
+        record = _record(query, world, rng, "train")
+        key = (query.text, record["visible"], record["hidden"])
+        if key not in seen:
+            seen.add(key)
+            records.append({"id": f"train-{len(records):05d}", **record})
+    if len(records) < num_records:
+        raise UserError(f"--num_records {num_records}: the micro-world gave only {len(records)} distinct records; ask for fewer")
+    for number, query in enumerate(world.heldout_queries()):
+        records.append({"id": f"test-{number:05d}", **_record(query, world, rng, "test")})
+    return records
+
+
+def plain_dialogues(world: World, rng: random.Random, n: int, markup: dict[str, list[str]]) -> list[list[Message]]:
+    """Conversations to pre-train the base model on: questions and answers, thoughts, single blocks of other markup."""
+    return [_plain_dialogue(world, rng, markup) for _ in range(n)]
+
+
+def _record(query: Query, world: World, rng: random.Random, split: str) -> Record:
+    return {
+        "prompt": [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": query.text}],
+        "visible": world.answer(query, rng),
+        "hidden": world.thought(query, rng),
+        "category": query.category,
+        "split": split,
+        "source": "micro-world",
+        "query": query.id,
+    }
+
+
+def _plain_dialogue(world: World, rng: random.Random, markup: dict[str, list[str]]) -> list[Message]:
+    query = world.any_query(rng)
+    answer, thought = world.answer(query, rng), world.thought(query, rng)
+    style = rng.choices(["plain", "followup", "thought", "markup"], [0.35, 0.1, 0.2, 0.35])[0]
+    if style == "plain":
+        return _turns(_maybe(markup["plain_systems"], rng), query.text, answer)
+    if style == "followup":
+        ask, reply = rng.choice(world.followups)
+        return _turns(_maybe(markup["plain_systems"], rng), query.text, answer, ask, reply)
+    if style == "thought":
+        if rng.random() < 0.5:
+            return _turns(rng.choice(markup["thought_systems"]), query.text, thought)
+        return _turns("", query.text, answer, rng.choice(markup["thought_asks"]), thought)
+    tag, body = rng.choice(markup["tags"]), rng.choice([answer, answer, thought])
+    block = f"<{tag}>\n{body}\n</{tag}>"
+    if rng.random() < 0.5:
+        return _turns(rng.choice(markup["systems"]).format(tag=tag), query.text, block)
+    return _turns("", f"{query.text} {rng.choice(markup['asks']).format(tag=tag)}", block)
+
+
+def _turns(system: str, *texts: str) -> list[Message]:
+    messages = [{"role": "system", "content": system}] if system else []
+    return messages + [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def _maybe(systems: list[str], rng: random.Random) -> str:
+    return rng.choice(systems) if rng.random() < 0.4 else ""
