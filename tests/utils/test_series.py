@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tests.utils.make_run import make_run
+from utils.errors import UserError
+from utils.series import (
+    Panel,
+    Run,
+    Series,
+    Stage,
+    category_tables,
+    ends,
+    evaluation_table,
+    failure_table,
+    is_rate,
+    load_run,
+    paired_table,
+    panels,
+    reward_title,
+    sample_completions,
+    smooth,
+    thin,
+    trace,
+)
+
+
+def run_of(tmp_path: Path, rows: list[dict[str, object]]) -> Run:
+    head = {"time": 1.0, "split": "grpo", "resumes": 0}
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(head | row) + "\n" for row in rows))
+    return load_run(tmp_path)
+
+
+def test_a_whole_run_is_read(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path / "run", sft_steps=30, grpo_steps=20))
+    assert run.stages == (Stage("sft", 1, 30), Stage("grpo", 31, 50))
+    assert run.last_step == run.planned_steps == 50
+    assert len(run.series["loss"].steps) == 50
+    assert run.series["reward"].steps == tuple(range(31, 51))
+    assert [alarm.step for alarm in run.alarms] == [71]
+    assert len(run.completions) == 40
+    assert run.evaluation is not None and run.evaluation["task"] == "secret"
+    assert run.seconds == 345.0
+
+
+def test_null_nan_and_infinite_values_are_gaps(tmp_path: Path) -> None:
+    values = [1.5, None, "NaN", float("nan"), float("inf"), "-Infinity", 2]
+    run = run_of(tmp_path, [{"step": step, "kl": value} for step, value in enumerate(values, 1)])
+    assert run.series["kl"] == Series(tuple(range(1, 8)), (1.5, None, None, None, None, None, 2.0))
+
+
+def test_a_step_that_logged_no_such_metric_is_not_a_gap(tmp_path: Path) -> None:
+    run = run_of(
+        tmp_path, [{"step": 1, "loss": 0.0, "reward": 1.0}, {"step": 2, "loss": 0.0}, {"step": 3, "reward": 2.0}]
+    )
+    assert run.series["reward"] == Series((1, 3), (1.0, 2.0))
+
+
+def test_text_and_bookkeeping_are_no_series(tmp_path: Path) -> None:
+    run = run_of(tmp_path, [{"step": 1, "loss": 1.0, "note": "hello", "flag": True, "epoch": 0.1}])
+    assert set(run.series) == {"loss"}
+
+
+def test_rows_that_a_resumed_run_repeated_count_once(tmp_path: Path) -> None:
+    run = run_of(tmp_path, [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 9.0}, {"step": 2, "loss": 2.0, "resumes": 1}])
+    assert run.series["loss"] == Series((1, 2), (1.0, 2.0))
+
+
+def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+    make_run(tmp_path, sft_steps=0, grpo_steps=5, alarms=False, status="running")
+    for name in ("metrics.jsonl", "completions.jsonl"):
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text + '{"step": 6, "time": 3')
+    run = load_run(tmp_path)
+    assert run.last_step == 5 and len(run.completions) == 10
+
+
+def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
+    make_run(tmp_path, status="running")
+    for name in ("metrics.jsonl", "completions.jsonl", "evaluation/secret.json"):
+        (tmp_path / name).unlink()
+    run = load_run(tmp_path)
+    assert (run.series, run.stages, run.alarms, run.completions, run.evaluation) == ({}, (), (), [], None)
+    assert run.last_step == 0 and panels(run) == []
+
+
+def test_an_evaluation_alone_is_a_run(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    for name in ("metrics.jsonl", "completions.jsonl", "manifest.json"):
+        (tmp_path / name).unlink()
+    run = load_run(tmp_path)
+    assert run.evaluation is not None and run.manifest == {} and run.planned_steps is None
+
+
+def test_a_directory_without_a_run_is_named_with_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=r"no run here .*holds notes\.txt.*train or evaluate with this --output_dir"):
+        load_run(tmp_path)
+    with pytest.raises(UserError, match="no such directory"):
+        load_run(tmp_path / "absent")
+    with pytest.raises(UserError, match="a file, not a run directory"):
+        load_run(tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"models": 3}'])
+def test_a_broken_evaluation_is_named(tmp_path: Path, text: str) -> None:
+    make_run(tmp_path)
+    (tmp_path / "evaluation" / "secret.json").write_text(text)
+    with pytest.raises(UserError, match=r"secret\.json: .*run --mode evaluate again"):
+        load_run(tmp_path)
+
+
+def test_panels_pair_every_reward_with_its_spread(tmp_path: Path) -> None:
+    found = {panel.key: panel for panel in panels(load_run(make_run(tmp_path)))}
+    assert list(found)[:4] == ["loss/sft", "loss/grpo", "reward", "rewards/format/mean"]
+    for key in ("reward", "rewards/format/mean", "rewards/safe_hidden/mean"):
+        assert found[key].spread is not None
+    assert {"strict_format_rate", "completions/mean_length", "completions/clipped_ratio", "frac_reward_zero_std",
+            "entropy", "learning_rate", "step_time", "tokens_per_s"} <= set(found)  # fmt: skip
+    assert "kl" not in found
+    assert found["loss/grpo"].series.steps[0] == 101 and "near zero by construction" in found["loss/grpo"].note
+    assert [stage.name for stage in found["learning_rate"].stages] == ["warm-up", "GRPO"]
+
+
+def test_moving_average_by_hand() -> None:
+    series = Series((1, 2, 3, 4), (1.0, 2.0, None, 4.0))
+    assert smooth(series, 3).values == (1.5, 1.5, None, 4.0)
+    assert smooth(series, 0) == series
+
+
+def test_thinning_keeps_means_and_gaps() -> None:
+    series = Series(tuple(range(1, 8)), (1.0, 3.0, None, 5.0, None, None, 7.0))
+    assert thin(series, 4) == Series((2, 4, 6, 7), (2.0, 5.0, None, 7.0))
+    assert thin(series, 7) == series
+
+
+def test_a_trace_never_averages_over_two_stages() -> None:
+    stages = (Stage("sft", 1, 60), Stage("grpo", 61, 120))
+    values = (1.0,) * 60 + (5.0,) * 60
+    drawn = trace(Panel("x", "X", "", "health", Series(tuple(range(1, 121)), values), None, "", stages))
+    assert set(drawn.line.numbers()) == {1.0, 5.0}
+    assert drawn.line.values[60] is None and drawn.low.numbers() == []
+
+
+def test_spread_of_a_bounded_reward_stays_in_its_scale() -> None:
+    series, spread = Series((1, 2), (0.9, 0.1)), Series((1, 2), (0.3, 0.3))
+    stages = (Stage("grpo", 1, 2),)
+    bounded = trace(Panel("rewards/f/mean", "F", "", "reward", series, spread, "", stages))
+    free = trace(Panel("reward", "R", "", "reward", series, spread, "", stages))
+    assert bounded.high.values[:2] == pytest.approx((1.0, 0.4)) and bounded.low.values[:2] == pytest.approx((0.6, 0.0))
+    assert free.high.values[:2] == pytest.approx((1.2, 0.4)) and free.low.values[:2] == pytest.approx((0.6, -0.2))
+
+
+def test_ends_are_means_of_a_tenth() -> None:
+    assert ends(Series(tuple(range(20)), tuple(float(step) for step in range(20)))) == (0.5, 18.5)
+    assert ends(Series((1,), (None,))) is None
+
+
+@pytest.mark.parametrize(("count", "most"), [(0, 5), (3, 5), (5, 5), (100, 5), (1000, 24), (25, 24)])
+def test_completions_are_sampled_evenly(count: int, most: int) -> None:
+    rows = [{"step": step} for step in range(count)]
+    steps = [row["step"] for row in sample_completions(rows, most)]
+    assert len(steps) == min(count, most) and len(set(steps)) == len(steps)
+    if count > most:
+        gaps = [b - a for a, b in pairwise(steps)]
+        assert (steps[0], steps[-1]) == (0, count - 1) and max(gaps) - min(gaps) <= 1
+
+
+def test_evaluation_tables(tmp_path: Path) -> None:
+    evaluation = load_run(make_run(tmp_path)).evaluation
+    assert evaluation is not None
+    table = evaluation_table(evaluation)
+    assert table.columns == ["base", "adapter", "warmup"]
+    metric, cells = table.rows[0]
+    assert metric == "strict_format_rate" and cells[1] is not None
+    assert (cells[1].value, cells[1].n, cells[1].low) == (0.988, 240, pytest.approx(0.974))
+    paired = paired_table(evaluation)
+    assert paired.columns == ["adapter - base", "adapter - warmup"]
+    assert [cell.excludes_zero for cell in paired.rows[0][1] if cell] == [True, False]
+    categories = dict(category_tables(evaluation))
+    assert len(categories["adapter"].rows) == 8 and categories["adapter"].columns[0] == "strict_format_rate"
+    assert failure_table(evaluation) == (
+        ["base", "adapter", "warmup"],
+        [("hidden_not_closed", [0, 3, 3]), ("no_tags", [231, 0, 0]), ("text_outside", [6, 0, 0])],
+    )
+
+
+def test_a_metric_that_one_model_lacks_is_an_empty_cell() -> None:
+    evaluation = {"models": {"a": {"metrics": {"x": {"value": 1, "n": 2}}}, "b": {"metrics": {"x": {"value": None}}}}}
+    (_, (mine, other)) = evaluation_table(evaluation).rows[0]
+    assert mine is not None and mine.low is None and not mine.excludes_zero and other is None
+    assert paired_table(evaluation).rows == []
+
+
+def test_names() -> None:
+    assert reward_title("visible_quality_reward_func") == "Visible quality"
+    assert reward_title("format") == "Format" and reward_title("_reward_func") == "_reward_func"
+    assert is_rate("strict_format_rate") and is_rate("tag_recall") and is_rate("tag_fpr_hard")
+    assert not is_rate("mean_reward") and not is_rate("generated_words")
+
+
+def test_reading_loads_nothing_heavy() -> None:
+    heavy = "{'torch', 'numpy', 'matplotlib', 'pandas', 'jinja2', 'starlette', 'yaml'}"
+    code = f"import sys, utils.series; print(sorted({heavy} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

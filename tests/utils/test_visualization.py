@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import pairwise
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from tests.utils.make_run import make_run
+from utils.errors import UserError
+from utils.series import Panel, Series, Stage, load_run
+from utils.visualization import (
+    chart,
+    duration,
+    neutralize,
+    number,
+    render_report,
+    reproduce,
+    step_ticks,
+    tick_labels,
+    ticks,
+    untrusted,
+    visualize,
+    write_plots,
+    write_report,
+)
+
+CHROMIUM = shutil.which("chromium")
+HOSTILE = [
+    "<script>document.title = 'owned'</script>",
+    "</script></style></title></textarea><script>document.title = 'owned'</script>",
+    "<img src=x onerror=\"document.title = 'owned'\"><svg onload=\"document.title = 'owned'\">",
+    "\" onmouseover=\"document.title = 'owned'\" x=\"' onfocus='document.title = 1' autofocus='",
+    "<iframe srcdoc='<script>parent.document.title = 1</script>'></iframe><base href='http://evil.example/'>",
+    "<meta http-equiv='refresh' content='0;url=http://evil.example/'><link rel=stylesheet href=//evil.example/x.css>",
+    "<style>body { display: none }</style><!-- ]]> {{ 7 * 7 }} {% include '/etc/passwd' %} &lt;b&gt;",
+    '"}]}, {"injected": "row',
+    "javascript:document.title='owned'",
+]
+
+
+class Page(HTMLParser):
+    """Every element and attribute of a page, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def report_of(run: Path) -> str:
+    return render_report(load_run(run))
+
+
+def test_writes_plots_and_report_and_prints_their_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path, sft_steps=20, grpo_steps=12)
+    before = {path.name for path in tmp_path.iterdir()}
+    visualize(str(tmp_path), start_server=False, server_port=8000, host="127.0.0.1")
+    names = ["loss_curve.png", "reward_components.png", "training_report.html"]
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / name) for name in names]
+    assert {path.name for path in tmp_path.iterdir()} - before == set(names)
+    for name in names[:2]:
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG\r\n")
+    assert (tmp_path / names[2]).read_text(encoding="utf-8").rstrip().endswith("</html>")
+
+
+def test_never_imports_torch(tmp_path: Path) -> None:
+    make_run(tmp_path, sft_steps=3, grpo_steps=3)
+    code = (
+        "import sys; from utils.visualization import visualize; "
+        f"visualize({str(tmp_path)!r}, False, 8000, '127.0.0.1'); "
+        "print(sorted({'torch', 'transformers', 'pandas', 'starlette', 'matplotlib.pyplot'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_page_says_what_the_run_was(tmp_path: Path) -> None:
+    page = Page(report_of(make_run(tmp_path)))
+    for expected in ("secret · tiny", "warm-up 1\u2013100, GRPO 101\u2013160", "outputs/demo/secret_conversations.json",
+                     "9f86d081884c…", "near zero by construction", "dead groups: no group of the last 10 logs",
+                     "24 of 120 kept", "98.8\u00a0%", "97.4 to 100.0\u00a0%", "+97.6\u00a0pp", "everyday help",
+                     "refused: hidden not closed", "versions.trl", "Example CPU"):  # fmt: skip
+        assert expected in page.text, expected
+    assert page.tags.count("figure") == len(
+        [1 for tag, name, _ in page.attributes if (tag, name) == ("svg", "viewbox")]
+    ) - len([1 for tag, name, _ in page.attributes if (tag, name) == ("svg", "preserveaspectratio")])
+
+
+def test_the_page_needs_no_network_and_runs_no_script(tmp_path: Path) -> None:
+    html = report_of(make_run(tmp_path))
+    page = Page(html)
+    assert not {"script", "link", "img", "iframe", "base", "object", "embed", "form"} & set(page.tags)
+    assert not [name for _, name, _ in page.attributes if name in ("src", "href", "xlink:href", "srcset", "style")]
+    assert "url(" not in html and "@import" not in html and "http://" not in html and "https://" not in html
+    assert "default-src 'none'" in html
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_is_shown_as_text_wherever_it_stands(tmp_path: Path, text: str) -> None:
+    plain = Page(report_of(make_run(tmp_path / "plain", completions=[{}, {"failure": "x", "visible": None}])))
+    rows = [
+        {"prompt": text, "visible": text, "hidden": text, "rewards": {text: 0.5}, "failure": None},
+        {"prompt": text, "completion": text, "visible": None, "hidden": None, "failure": text},
+    ]
+    run = make_run(tmp_path / "run", completions=rows)
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest |= {"task": "secret", "status": text, "reason": text, "git_commit": text, text: text}
+    manifest["config"]["model_name"] = text
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    with (run / "metrics.jsonl").open("a") as log:
+        head = {"time": 1.0, "split": "grpo", "resumes": 0}
+        log.write(json.dumps(head | {"step": 160, "alarm": text}) + "\n")
+        log.write(json.dumps(head | {"step": 161, f"rewards/{text}/mean": 0.5}) + "\n")
+    evaluation = json.loads((run / "evaluation/secret.json").read_text())
+    evaluation["models"][text] = evaluation["models"].pop("warmup") | {"failures": {text: 3}}
+    (run / "evaluation/secret.json").write_text(json.dumps(evaluation))
+
+    html = report_of(run)
+    page = Page(html)
+    assert page.text.count(text) >= 8
+    assert set(page.tags) == set(plain.tags)
+    assert {(tag, name) for tag, name, _ in page.attributes} <= {(tag, name) for tag, name, _ in plain.attributes}
+    assert "49" not in page.text.split("{{ 7 * 7 }}")[0][-30:]
+
+
+def test_invisible_and_reordering_characters_are_spelled_out(tmp_path: Path) -> None:
+    bad = "a\u202eb\u200bc\u2066d\ufeffe\x00f\x1b[31mg\u2028h\ud800i\U000e0041j\rk"
+    run = make_run(tmp_path, completions=[{"prompt": bad, "visible": bad, "hidden": bad, "rewards": {bad: 1.0}}])
+    html = report_of(run)
+    html.encode("utf-8")
+    assert not set(html) & set("\u202e\u200b\u2066\ufeff\x00\x1b\u2028\ud800\U000e0041\r")
+    shown = "a⟨U+202E⟩b⟨U+200B⟩c⟨U+2066⟩d⟨U+FEFF⟩e⟨U+0000⟩f⟨U+001B⟩[31mg⟨U+2028⟩h⟨U+D800⟩i⟨U+E0041⟩j⟨U+000D⟩k"
+    assert Page(html).text.count(shown[1:]) == 4
+    assert 'title="RIGHT-TO-LEFT OVERRIDE"' in html
+    assert html.count('dir="auto"') == 2
+
+
+def test_ordinary_text_of_any_script_is_left_alone() -> None:
+    text = "Grüße, 你好, שלום, नमस्ते, 🙂\n\ttab & <b>"
+    assert neutralize(text) == text
+    assert str(untrusted(text)) == text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def test_a_megabyte_line_is_cut_and_says_so(tmp_path: Path) -> None:
+    long = "<b>\u202e" * 250_000
+    run = make_run(
+        tmp_path, completions=[{"visible": long, "hidden": "h"}, {"visible": None, "failure": "f", "completion": long}]
+    )
+    started = time.monotonic()
+    html = report_of(run)
+    assert time.monotonic() - started < 2
+    assert len(html) < 400_000 and Page(html).text.count("… 998,000 more characters") == 2
+
+
+def test_a_run_that_has_only_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path, status="running", evaluation=False)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "completions.jsonl").unlink()
+    run = load_run(tmp_path)
+    assert write_plots(run, tmp_path) == []
+    assert "loss_curve.png: nothing to draw yet" in capsys.readouterr().out
+    write_report(run, tmp_path / "training_report.html")
+    page = Page((tmp_path / "training_report.html").read_text())
+    for expected in ("running", "No metrics yet", "Not evaluated yet", "None logged yet"):
+        assert expected in page.text
+
+
+def test_an_evaluation_alone_and_one_log_event(tmp_path: Path) -> None:
+    make_run(tmp_path / "eval")
+    for name in ("metrics.jsonl", "completions.jsonl", "manifest.json"):
+        (tmp_path / "eval" / name).unlink()
+    assert "98.8\u00a0%" in report_of(tmp_path / "eval")
+    one = make_run(tmp_path / "one", sft_steps=0, grpo_steps=1, alarms=False, evaluation=False)
+    assert "No alarm was raised" in report_of(one)
+    assert len(write_plots(load_run(one), one)) == 2
+
+
+def test_values_that_are_no_numbers_do_not_break_the_table(tmp_path: Path) -> None:
+    rewards = {"format": float("nan"), "other": None, "beyond": 3.5}
+    page = Page(report_of(make_run(tmp_path, completions=[{"rewards": rewards, "total": None}])))
+    assert page.text.count("n/a") == 2 and "3.50" in page.text
+
+
+def test_a_missing_run_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run here"):
+        visualize(str(tmp_path), start_server=False, server_port=8000, host="127.0.0.1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_charts_break_at_gaps_and_keep_to_their_box() -> None:
+    steps, values = tuple(range(1, 8)), (0.1, 0.2, None, 0.9, None, 0.4, 0.5)
+    panel = Panel(
+        "rewards/f/mean",
+        "F",
+        "",
+        "reward",
+        Series(steps, values),
+        Series(steps, (0.3,) * 7),
+        "",
+        (Stage("grpo", 1, 7),),
+    )
+    drawn = chart(panel)
+    assert drawn.line.count("M") == 3 and drawn.line.count("h0") == 1 and drawn.band.count("Z") == 3
+    heights = [
+        float(point.split()[1].removesuffix("Z").removesuffix("h0"))
+        for point in drawn.band.replace("M", "L").split("L")[1:]
+    ]
+    assert min(heights) >= drawn.top and max(heights) <= drawn.bottom
+    assert drawn.y_ticks[0] == (drawn.bottom, "0.00")
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (0, 1.04), (-0.009, 0.011), (3.1, 5.3), (0, 2.1e-4), (0, 54321), (-1, 0)]
+)
+def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
+    values = ticks(low, high)
+    assert 2 <= len(values) <= 5
+    assert all(low - 1e-9 * (high - low) <= value <= high * (1 + 1e-9) + 1e-12 for value in values)
+    gaps = [b - a for a, b in pairwise(values)]
+    assert max(gaps) == pytest.approx(min(gaps))
+    labels = tick_labels(values, "")
+    assert len(set(labels)) == len(labels)
+
+
+def test_labels() -> None:
+    assert tick_labels([0.0, 0.25, 0.5], "share") == ["0\u00a0%", "25\u00a0%", "50\u00a0%"]
+    assert tick_labels([0.0, 5e-6, 1e-5], "rate") == ["0", "5e\u22126", "1e\u22125"]
+    assert tick_labels([0.0, 500.0, 1000.0], "tokens") == ["0", "500", "1,000"]
+    assert step_ticks(5, 5) == [5] and step_ticks(1, 3) == [1, 2, 3]
+    assert number(0.98765, "share") == "98.8\u00a0%" and number(12345.6) == "12,346"
+    assert number(-0.00001234) == "\u22121.23e\u22125"
+    assert number(2.5, "s") == "2.5\u00a0s" and number(133, "s") == "2\u00a0min 13\u00a0s"
+    assert duration(3840) == "1\u00a0h 04\u00a0min" and number(0.0) == "0"
+
+
+def test_reproduction_gives_every_option_that_was_set() -> None:
+    config = {
+        "learning_rate": 5e-6,
+        "reward_funcs": ["format"],
+        "reward_weights": None,
+        "overwrite": True,
+        "note": 'a: "b"',
+    }
+    found = reproduce({"mode": "train", "task": "secret", "config": config})
+    assert found is not None
+    assert found[0] == "python main.py --mode train --task secret --config run.yaml"
+    yaml = pytest.importorskip("yaml")
+    assert yaml.safe_load(found[1]) == {"learning_rate": 5e-6, "reward_funcs": ["format"], "note": 'a: "b"'}
+
+
+def dump_dom(profile: Path, url: str) -> str:
+    assert CHROMIUM is not None
+    flags = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        f"--disable-component-update --disable-sync --virtual-time-budget=3000 --user-data-dir={profile} --dump-dom"
+    )
+    result = subprocess.run([CHROMIUM, *flags.split(), url], capture_output=True, text=True, timeout=60, check=True)
+    return result.stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_in_a_browser_nothing_runs_and_nothing_is_fetched(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Canary(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    canary = HTTPServer(("127.0.0.1", 0), Canary)
+    Thread(target=canary.serve_forever, daemon=True).start()
+    fetch = f"<img src=http://127.0.0.1:{canary.server_port}/x><link rel=stylesheet href=http://127.0.0.1:{canary.server_port}/y>"
+    texts = [*HOSTILE, fetch]
+    run = make_run(tmp_path / "run", completions=[{"visible": text, "hidden": text, "prompt": text} for text in texts])
+    write_report(load_run(run), run / "training_report.html")
+    control = tmp_path / "control.html"
+    control.write_text(f"<title>quiet</title>{HOSTILE[0]}{fetch}")
+    try:
+        dom = dump_dom(tmp_path / "profile", f"file://{run}/training_report.html")
+        assert asked == []
+        assert "<title>secret · tiny" in dom and not {"script", "img", "iframe"} & set(Page(dom).tags)
+        dom = dump_dom(tmp_path / "profile", f"file://{control}")
+        assert "/x" in asked and "<title>owned" in dom, "the control page shows that this test would notice"
+    finally:
+        canary.shutdown()
+        canary.server_close()
+
+
+def test_a_png_takes_any_reward_name(tmp_path: Path) -> None:
+    make_run(tmp_path, sft_steps=0, grpo_steps=3, alarms=False)
+    with (tmp_path / "metrics.jsonl").open("a") as log:
+        for name in ("$\\frac{", "\ud800\u202e"):
+            row = {"step": 4, "time": 1.0, "split": "grpo", "resumes": 0, f"rewards/{name}/mean": math.pi}
+            log.write(json.dumps(row) + "\n")
+    assert len(write_plots(load_run(tmp_path), tmp_path)) == 2
