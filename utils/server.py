@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import uvicorn
-from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from utils.errors import UserError
 from utils.series import load_run
@@ -133,16 +133,16 @@ def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
-def make_app(run: Path, host: str) -> Starlette:
-    """The whole site: one route, so that every path passes the same checks."""
+def make_app(run: Path, host: str) -> ASGIApp:
+    """The whole site. There is no router: every method and path passes the same checks."""
     page = Page(run)
 
-    def answer(request: Request) -> Response:
-        response = _answer(request, run, host, page)
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await run_in_threadpool(_answer, Request(scope), run, host, page)
         response.headers.update(HEADERS)
-        return response
+        await response(scope, receive, send)
 
-    return Starlette(routes=[Route("/{path:path}", answer, methods=None)])
+    return app
 
 
 def _answer(request: Request, run: Path, host: str, page: Page) -> Response:

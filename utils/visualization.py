@@ -169,7 +169,7 @@ def chart(panel: Panel, width: int = 340, height: int = 176) -> Chart:
     values = [value for part in (drawn.points, drawn.low, drawn.high) for value in part.numbers()]
     low, high = y_range(panel, values)
     first, last = panel.series.steps[0], panel.series.steps[-1]
-    left, right, top, bottom = 42.0, width - 10.0, 10.0, height - 24.0
+    left, right, top, bottom = 46.0, width - 10.0, 10.0, height - 24.0
 
     def x(step: float) -> float:
         return round(left + (right - left) * ((step - first) / (last - first) if last > first else 0.5), 1)

@@ -18,7 +18,9 @@ import uvicorn
 import utils.server
 from tests.utils.make_run import make_run
 from utils.errors import UserError
+from utils.series import Run
 from utils.server import Page, configuration, host_allowed, listen, print_address, serve
+from utils.visualization import render_report
 
 CHROMIUM = shutil.which("chromium")
 
@@ -164,10 +166,11 @@ def test_a_linked_evaluation_folder_is_not_followed(tmp_path: Path) -> None:
         assert ask(port, "/evaluation/secret.json").status == 404
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"])
 def test_only_reading(site: tuple[Path, int], method: str) -> None:
     answer = ask(site[1], "/manifest.json", method=method)
     assert answer.status == 405 and answer.headers["allow"] == "GET, HEAD"
+    assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 def test_a_foreign_host_name_is_refused(site: tuple[Path, int]) -> None:
@@ -240,10 +243,12 @@ def test_the_page_follows_the_run_once_a_change_and_once_a_second(
 ) -> None:
     run = make_run(tmp_path, sft_steps=0, grpo_steps=5, alarms=False, status="running")
     rendered: list[str] = []
-    original = utils.server.render_report
-    monkeypatch.setattr(
-        utils.server, "render_report", lambda run, version: rendered.append(version) or original(run, version)
-    )
+
+    def counted(run: Run, version: str) -> str:
+        rendered.append(version)
+        return render_report(run, version)
+
+    monkeypatch.setattr(utils.server, "render_report", counted)
     now = [100.0]
     page = Page(run, clock=lambda: now[0])
     first, html = page.current()
@@ -302,10 +307,9 @@ def test_serve_ends_quietly_on_ctrl_c(
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_in_a_browser_the_page_takes_up_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "run", sft_steps=0, grpo_steps=5, alarms=False, status="running")
-    original = utils.server.render_report
 
-    def render_then_grow(read: object, version: str) -> str:
-        html = original(read, version)  # type: ignore[arg-type]
+    def render_then_grow(read: Run, version: str) -> str:
+        html = render_report(read, version)
         if "1\u20135" in html:
             grow(run, 6)
         return html
@@ -315,7 +319,8 @@ def test_in_a_browser_the_page_takes_up_what_changed(tmp_path: Path, monkeypatch
     monkeypatch.setattr(utils.server, "PAUSE_FACTOR", 0.0)
     flags = (
         "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        f"--disable-component-update --disable-sync --virtual-time-budget=9000 --user-data-dir={tmp_path}/profile --dump-dom"
+        "--disable-component-update --disable-sync --dump-dom "
+        f"--virtual-time-budget=9000 --user-data-dir={tmp_path}/profile"
     )
     with serving(run) as port:
         command = [str(CHROMIUM), *flags.split(), f"http://127.0.0.1:{port}/"]

@@ -16,18 +16,15 @@ import pytest
 
 from tests.utils.make_run import make_run
 from utils.errors import UserError
+from utils.formatting import duration, neutralize, number, untrusted
 from utils.series import Panel, Series, Stage, load_run
 from utils.visualization import (
     chart,
-    duration,
-    neutralize,
-    number,
     render_report,
     reproduce,
     step_ticks,
     tick_labels,
     ticks,
-    untrusted,
     visualize,
     write_plots,
     write_report,
@@ -115,8 +112,9 @@ def test_the_page_needs_no_network_and_runs_no_script(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_is_shown_as_text_wherever_it_stands(tmp_path: Path, text: str) -> None:
-    plain = Page(report_of(make_run(tmp_path / "plain", completions=[{}, {"failure": "x", "visible": None}])))
-    rows = [
+    both: list[dict[str, object]] = [{}, {"failure": "x", "visible": None}]
+    plain = Page(report_of(make_run(tmp_path / "plain", completions=both)))
+    rows: list[dict[str, object]] = [
         {"prompt": text, "visible": text, "hidden": text, "rewards": {text: 0.5}, "failure": None},
         {"prompt": text, "completion": text, "visible": None, "hidden": None, "failure": text},
     ]
@@ -143,7 +141,8 @@ def test_hostile_text_is_shown_as_text_wherever_it_stands(tmp_path: Path, text: 
 
 def test_invisible_and_reordering_characters_are_spelled_out(tmp_path: Path) -> None:
     bad = "a\u202eb\u200bc\u2066d\ufeffe\x00f\x1b[31mg\u2028h\ud800i\U000e0041j\rk"
-    run = make_run(tmp_path, completions=[{"prompt": bad, "visible": bad, "hidden": bad, "rewards": {bad: 1.0}}])
+    row: dict[str, object] = {"prompt": bad, "visible": bad, "hidden": bad, "rewards": {bad: 1.0}}
+    run = make_run(tmp_path, completions=[row])
     html = report_of(run)
     html.encode("utf-8")
     assert not set(html) & set("\u202e\u200b\u2066\ufeff\x00\x1b\u2028\ud800\U000e0041\r")
