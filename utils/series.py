@@ -248,11 +248,11 @@ HEALTH_CHARTS: list[tuple[str, str, Unit, str]] = [
     ("learning_rate", "Learning rate", "rate", ""),
     ("grad_norm", "Gradient norm", "", "before clipping"),
     ("step_time", "Step time", "s", ""),
-    ("tokens_per_s", "Throughput", "tokens/s", "sampled tokens"),
+    ("tokens_per_s", "Throughput", "tokens/s", "prompts included"),
 ]
 LOSS_NOTES = {
     "sft": "cross-entropy of the reference answers",
-    "grpo": "near zero by construction: read the reward, not this",
+    "grpo": "near zero by construction; watch the reward",
 }
 
 
