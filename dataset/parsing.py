@@ -197,17 +197,21 @@ def _array_items(cursor: Cursor) -> Iterator[Item | Fault]:
         yield _item(cursor, number, value, position, end, notes)
         position = _after_space(text, end)
         closed = text.startswith("]", position)
-        if closed or text.startswith(",", position):
-            position = position if closed else _after_space(text, position + 1)
-            continue
+        if closed:
+            break
         cursor.move(position)
-        yield _break(cursor, number + 1, json.JSONDecodeError("Expecting ',' or ']'", text, position))
-        return
+        if not text.startswith(",", position):
+            yield _break(cursor, number + 1, json.JSONDecodeError("Expecting ',' or ']'", text, position))
+            return
+        position = _after_space(text, position + 1)
+        closed = text.startswith("]", position)
+        if closed:
+            yield Fault(None, cursor.line, "a comma stands before the end of the array")
     position = _after_space(text, position + 1)
     if position < len(text):
         cursor.move(position)
-        size = count_of(len(text.rstrip()) - position, "character")
-        detail = f" ({size}: {text[position : position + 30]!r}); {_precede(number)}"
+        rest = text[position:].rstrip()
+        detail = f" ({count_of(len(rest), 'character')}: {rest[:30]!r}); {_precede(number)}"
         yield Fault(None, cursor.line, "text follows the end of the array", detail)
 
 

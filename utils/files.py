@@ -90,7 +90,8 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
             try:
                 _write_all(descriptor, line)
             except OSError:
-                os.ftruncate(descriptor, end)
+                with contextlib.suppress(OSError):  # what stays is a torn line, which the next append cuts off
+                    os.ftruncate(descriptor, end)
                 raise
         finally:
             os.close(descriptor)

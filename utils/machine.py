@@ -55,7 +55,7 @@ def _cpu_model() -> str:
 def _output(command: list[str]) -> str | None:
     """What a command prints; None where it is absent, fails or hangs: a manifest is no reason to stop a run."""
     try:
-        result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10)
+        result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() if result.returncode == 0 else None
