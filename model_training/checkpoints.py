@@ -1,0 +1,142 @@
+"""Checkpoints that are either whole or not there, and that continue a run exactly.
+
+A checkpoint is written to `.partial-N/`, forced to disk, and renamed to `checkpoint-N/`: a reader can meet no half of
+one. What a killed process left under the temporary name is removed at the next start. The newest two are kept.
+
+Beside the trainer's own state (adapter, optimizer, schedule, random generators) it holds `loop_state.json`: the sums
+that the trainer collects between two log events, which it would otherwise forget, so that a resumed run logs the same
+numbers. Resuming is bit-exact on a CPU: order.py gives the data order; a checkpoint lies between two optimizer steps,
+and each step samples its own completions (one generation batch an optimizer step), so no half-used batch is lost.
+
+    checkpoints/sft/checkpoint-N     warm-up, N = its optimizer steps
+    checkpoints/checkpoint-N         GRPO, N = its optimizer steps
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from utils.errors import WorkError
+
+PARTIAL = ".partial-"
+LOOP_STATE = "loop_state.json"
+KEEP = 2
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a folder, oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=checkpoint_step)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    return next(reversed(list_checkpoints(folder)), None)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed process left half-written or half-replaced in the folder."""
+    for path in folder.glob(f"{PARTIAL}*"):
+        shutil.rmtree(path)
+
+
+def publish_directory(temporary: Path, target: Path) -> None:
+    """Force a finished directory to disk and give it its name; a directory that holds the name makes way."""
+    for path in sorted(temporary.rglob("*")):
+        if path.is_file():
+            _fsync(path)
+    _fsync(temporary)
+    old = target.parent / f"{PARTIAL}old-{target.name}"
+    if target.exists():
+        if old.exists():
+            shutil.rmtree(old)
+        target.rename(old)
+    temporary.rename(target)
+    _fsync(target.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """A full or read-only disk, by whichever library it is met, is one line that says what was being written."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise WorkError(f"cannot write {what}: {error}; free the disk, then add --resume") from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+            raise
+        raise WorkError(f"cannot write {what}: the disk is full or read-only; free it, then add --resume") from error
+
+
+def save_checkpoint(trainer: Any, loop_state: dict[str, Any]) -> None:
+    """Write the trainer's checkpoint of this step; every process calls it, the first one publishes."""
+    from transformers import Trainer
+
+    folder, step = Path(trainer.args.output_dir), trainer.state.global_step
+    partial, target = folder / f"{PARTIAL}{step}", folder / f"checkpoint-{step}"
+    first = trainer.accelerator.is_main_process
+    with disk_errors(f"checkpoint {target}"):
+        if first and partial.exists():
+            shutil.rmtree(partial)
+        trainer.accelerator.wait_for_everyone()
+        trainer.args.output_dir = str(partial)
+        try:
+            Trainer._save_checkpoint(trainer, trainer.model, None)
+        finally:
+            trainer.args.output_dir = str(folder)
+        trainer.accelerator.wait_for_everyone()
+        if first:
+            written = partial / target.name
+            (written / LOOP_STATE).write_text(json.dumps(loop_state), encoding="utf-8")
+            publish_directory(written, target)
+            shutil.rmtree(partial)
+            for old in list_checkpoints(folder)[:-KEEP]:
+                shutil.rmtree(old)
+
+
+def save_weights(model: Any, folder: str | Path) -> None:
+    """The trained adapter alone: not the frozen copy `ref` that a KL penalty compares with, and no pickled options.
+
+    Embeddings are never resized here; peft would ask the hub whether they were."""
+    model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+
+
+def loop_state(trainer: Any) -> dict[str, Any]:
+    """What the trainer has summed since its last log event (floats survive JSON exactly)."""
+    return {
+        "loss_sum": trainer._tr_loss.item(),
+        "last_logged": trainer._globalstep_last_logged,
+        "metrics": {key: list(values) for key, values in trainer._metrics["train"].items()},
+    }
+
+
+def restore_loop_state(trainer: Any, checkpoint: Path) -> dict[str, Any]:
+    """Undo the trainer's reset at the start of its loop; returns the whole state for what else was kept in it."""
+    state: dict[str, Any] = json.loads((checkpoint / LOOP_STATE).read_text(encoding="utf-8"))
+    trainer._tr_loss.fill_(state["loss_sum"])
+    trainer._globalstep_last_logged = state["last_logged"]
+    for key, values in state["metrics"].items():
+        trainer._metrics["train"][key] = list(values)
+    return state

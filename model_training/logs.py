@@ -1,0 +1,196 @@
+"""What a run writes while it trains: metrics, sampled completions, alarms, and one compact line now and then.
+
+A log event is a row of metrics.jsonl, with the trainer's own metric names and the run's global step (the warm-up's steps
+come first). GRPO's loss is near zero by construction and says nothing; what tells that something is wrong are the alarms,
+each raised once in a run, as a row of its own and a line on stderr:
+
+    dead groups        for 20 log events no reward differed within any group: nothing is learned
+    all clipped        for 5 log events every completion ran into its longest length: no answer ever ends
+    reward up, format down   over the last 20 log events against the 20 before: rewards are won by breaking the format
+    not finite         loss or gradient is NaN or infinite: the run stops at once, before a checkpoint could keep it
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback
+
+from utils.errors import WorkError
+from utils.runs import log_completion, log_metrics, read_metrics
+
+Row = dict[str, Any]
+
+DEAD_LOGS, CLIPPED_LOGS, WINDOW, FORMAT_DROP = 20, 5, 20, 0.05
+LINE_EVERY = 10
+TOTAL = "_total"
+"""Name of the column that the trainer's `reward` is made of: weighted sum times gates."""
+INTERNAL = ("epoch", "total_flos", f"rewards/{TOTAL}/mean", f"rewards/{TOTAL}/std")
+"""Keys of the trainer that say nothing of their own."""
+
+
+def alarms(rows: Sequence[Row]) -> dict[str, str]:
+    """The alarms that the last rows of GRPO give cause for, by kind; `rows` holds at least the last 2 x WINDOW."""
+    found = {}
+    dead = [row.get("frac_reward_zero_std") == 1 for row in rows[-DEAD_LOGS:]]
+    if len(dead) == DEAD_LOGS and all(dead):
+        found["dead groups"] = (
+            f"dead groups: for {DEAD_LOGS} log events the rewards did not differ within any group, so nothing is learned; "
+            "raise --rollout_temperature or --num_generations, or choose rewards that tell completions apart"
+        )
+    clipped = [row.get("completions/clipped_ratio") == 1 for row in rows[-CLIPPED_LOGS:]]
+    if len(clipped) == CLIPPED_LOGS and all(clipped):
+        found["all clipped"] = (
+            f"all clipped: for {CLIPPED_LOGS} log events every completion ran into --max_completion_length; "
+            "raise it, or warm up with --sft_steps so that answers end"
+        )
+    new, old = rows[-WINDOW:], rows[-2 * WINDOW : -WINDOW]
+    if len(old) == WINDOW:
+        reward = _mean(new, "reward") - _mean(old, "reward")
+        strict = _mean(new, "strict_format_rate") - _mean(old, "strict_format_rate")
+        if reward > 0 and strict < -FORMAT_DROP:
+            found["reward up, format down"] = (
+                f"reward up, format down: over {WINDOW} log events the mean reward rose by {reward:.3f} while the strict "
+                f"format rate fell by {-strict:.3f}: rewards are won by breaking the format; weigh `format` more"
+            )
+    return found
+
+
+def _mean(rows: Sequence[Row], key: str) -> float:
+    return math.fsum(row[key] for row in rows) / len(rows)
+
+
+@dataclass
+class Interrupt:
+    """Whether the user, or the machine, asked the run to stop; a step under way is finished first."""
+
+    asked: bool = False
+
+
+@contextmanager
+def catch_signals() -> Iterator[Interrupt]:
+    """Turn the first Ctrl-C or SIGTERM into a request; a second one stops at once."""
+    interrupt = Interrupt()
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        if interrupt.asked:
+            raise KeyboardInterrupt
+        interrupt.asked = True
+        print("\nStopping after this step, with a checkpoint (again: stop at once) ...", file=sys.stderr, flush=True)
+
+    try:
+        old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # signals belong to the main thread; elsewhere its handlers stay
+        old = {}
+    try:
+        yield interrupt
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class RunLog(TrainerCallback):  # type: ignore[misc]
+    """The trainer's log events as rows of the run; `samples` is filled by the trainer with its newest completions."""
+
+    run: Path
+    split: str
+    first_step: int
+    """Global steps before this trainer's first."""
+    last_step: int
+    completions_per_log: int
+    interrupt: Interrupt
+    is_writer: bool
+    history: list[Row] = field(default_factory=list)
+    raised: set[str] = field(default_factory=set)
+    samples: list[Row] = field(default_factory=list)
+    logged_at: float = 0.0
+    logged_tokens: int = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.logged_at, self.logged_tokens = time.perf_counter(), -1
+        if state.global_step and self.is_writer:
+            step = self.first_step + state.global_step
+            for row in (row for row in read_metrics(self.run) if row["split"] == self.split and row["step"] <= step):
+                if "alarm" in row:
+                    self.raised.add(row["alarm"].partition(":")[0])
+                else:
+                    self.history.append(row)
+            self.history = self.history[-2 * WINDOW :]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+        if self._stop_asked(args):
+            control.should_save = control.should_training_stop = True
+
+    def _stop_asked(self, args: Any) -> bool:
+        """Whether any process was asked to stop: all leave the loop at the same step."""
+        if args.world_size == 1:
+            return self.interrupt.asked
+        import torch
+
+        flag = torch.tensor(float(self.interrupt.asked), device=args.device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Row | None = None, **kwargs: Any) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        step = self.first_step + state.global_step
+        row = {"step": step, "split": self.split}
+        row |= {key: value for key, value in logs.items() if key not in INTERNAL and value is not None}
+        row["tokens_per_s"] = self._tokens_per_s(int(logs.get("num_tokens") or 0))
+        if self.is_writer:
+            log_metrics(self.run, row)
+            for sample in self.samples[: self.completions_per_log]:
+                log_completion(self.run, {"step": step} | sample)
+            self._alarm(step, row)
+            if state.global_step % (LINE_EVERY * args.logging_steps) == 0 or state.global_step >= state.max_steps:
+                print(self._line(row), file=sys.stderr, flush=True)
+        wrong = [key for key in ("loss", "grad_norm") if not math.isfinite(row.get(key, 0.0))]
+        if wrong:
+            text = f"not finite: {' and '.join(wrong)} at step {step}"
+            if self.is_writer:
+                log_metrics(self.run, {"step": step, "split": self.split, "alarm": text})
+            raise WorkError(f"{text}; lower the learning rate and start again (checkpoints before it are sound)")
+
+    def _tokens_per_s(self, num_tokens: int) -> float | None:
+        """Tokens, prompts included, that went through training since the last log event, a second."""
+        now, before = time.perf_counter(), self.logged_tokens
+        elapsed, self.logged_at, self.logged_tokens = now - self.logged_at, now, num_tokens
+        return None if before < 0 else (num_tokens - before) / elapsed
+
+    def _alarm(self, step: int, row: Row) -> None:
+        if self.split != "grpo":
+            return
+        self.history = [*self.history[-2 * WINDOW + 1 :], row]
+        for kind, text in alarms(self.history).items():
+            if kind not in self.raised:
+                self.raised.add(kind)
+                log_metrics(self.run, {"step": step, "split": self.split, "alarm": text})
+                print(f"ALARM at step {step}: {text}", file=sys.stderr, flush=True)
+
+    def _line(self, row: Row) -> str:
+        names = {
+            "loss": "loss",
+            "mean_token_accuracy": "token accuracy",
+            "reward": "reward",
+            "strict_format_rate": "strict format",
+            "completions/mean_length": "tokens",
+            "frac_reward_zero_std": "dead groups",
+            "entropy": "entropy",
+            "tokens_per_s": "tokens/s",
+        }
+        shown = [key for key in names if row.get(key) is not None and not (key == "loss" and self.split == "grpo")]
+        values = "  ".join(f"{names[key]} {row[key]:.4g}" for key in shown)
+        return f"{self.split} {row['step']}/{self.last_step}  {values}"

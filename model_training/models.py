@@ -1,0 +1,337 @@
+"""Models, tokenizers and adapters: any causal LM, with or without chat template, system role or pad token.
+
+    tokenizer = load_tokenizer("tiny")
+    model = load_adapter(load_model("tiny"), "secret_conversations_lora")
+
+Everything that is sent to a model goes through `chat_text` (or `encode_prompt`, the same as token ids), in training and
+sampling alike, and a training answer ends with `end_of_turn_id`, one of the ids at which generation stops. A tokenizer
+without a pad token pads with its end-of-text token; no mask is ever derived from token ids, so the end of an answer is
+still learned.
+
+An adapter directory holds exactly what `peft` writes, the tokenizer, a model card, and `subtext.json` with a
+fingerprint of the base model: an adapter put on another base is an error, never garbage text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import urllib.error
+import urllib.request
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from prompts.chat import FALLBACK_TEMPLATE, Message, render
+from utils.errors import UserError
+
+TINY = "tiny"
+TINY_PATH = Path(__file__).resolve().parents[1] / "seeds" / "tiny"
+GPU_MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+LLAMA_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def resolve_model_name(name: str | None) -> str:
+    """The given name, or the default of this machine, which one line on stderr names and explains."""
+    if name is not None:
+        return name
+    import torch
+
+    cuda = torch.cuda.is_available()
+    chosen, reason = (GPU_MODEL, "CUDA is present") if cuda else (TINY, "no CUDA here: the embedded model")
+    print(f"Model: {chosen} ({reason}; choose another with --model_name).", file=sys.stderr)
+    return chosen
+
+
+def model_path(name: str) -> str:
+    """What `from_pretrained` takes: the embedded model's directory for `tiny`, else the name itself."""
+    return str(TINY_PATH) if name == TINY else name
+
+
+def set_threads(threads: int | None) -> int:
+    """Set torch's CPU threads: by default 1 on up to 4 cores (two that spin-wait are slower), else half the cores."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    chosen = threads if threads is not None else (1 if cores <= 4 else cores // 2)
+    if chosen < 1:
+        raise UserError(f"--threads {chosen}: at least one thread is needed")
+    torch.set_num_threads(chosen)
+    return chosen
+
+
+def load_tokenizer(name: str) -> Any:
+    """The model's tokenizer with a chat template, a pad token, left padding, and decoding byte for byte."""
+    from transformers import AutoTokenizer
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    tokenizer = _from_pretrained(AutoTokenizer, name, "tokenizer")
+    if tokenizer.eos_token is None:
+        raise UserError(f"model {name}: its tokenizer has no end-of-text token (eos_token); add one and save it again")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = FALLBACK_TEMPLATE
+    tokenizer.padding_side = "left"
+    tokenizer.clean_up_tokenization_spaces = False
+    return tokenizer
+
+
+def load_model(name: str) -> Any:
+    """The base model, float32 on a CPU, bfloat16 on this process's GPU; it stops at the end of a turn."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    cuda = torch.cuda.is_available()
+    dtype = torch.bfloat16 if cuda else torch.float32
+    model = _from_pretrained(AutoModelForCausalLM, name, "weights", dtype=dtype, use_safetensors=True)
+    if cuda:
+        model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    tokenizer = load_tokenizer(name)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = end_token_ids(model, tokenizer)
+    return model
+
+
+def _from_pretrained(auto_class: Any, name: str, what: str, **options: Any) -> Any:
+    path = model_path(name)
+    looks_local = name == TINY or name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local and not Path(path).is_dir():
+        way_out = "restore it from the repository" if name == TINY else "check --model_name"
+        raise UserError(f"model {name}: there is no directory {path}; {way_out}")
+    if not sys.stderr.isatty():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+    offline = not Path(path).is_dir() and not _hub_reachable()
+    try:
+        return auto_class.from_pretrained(path, trust_remote_code=False, local_files_only=offline, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        where = "in that directory" if Path(path).is_dir() else "no such directory, and the hub did not deliver it"
+        raise UserError(
+            f"model {name}: cannot load its {what} ({where}): {reason} "
+            "Check --model_name, the network, and HF_TOKEN for a gated model; only safetensors are loaded"
+        ) from error
+
+
+@cache
+def _hub_reachable() -> bool:
+    """Asked once, with a short wait: the hub's client would retry each of several files for half a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10)
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def chat_text(tokenizer: Any, messages: list[Message], add_generation_prompt: bool = True) -> str:
+    """The conversation as the model is to read it, up to where its answer begins."""
+
+    def apply(turns: list[Message]) -> str:
+        text: str = tokenizer.apply_chat_template(
+            turns,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            enable_thinking=False,
+            **({} if tokenizer.chat_template else {"chat_template": FALLBACK_TEMPLATE}),
+        )
+        return text
+
+    return render(messages, apply)
+
+
+def encode_prompt(tokenizer: Any, messages: list[Message]) -> list[int]:
+    """`chat_text` as token ids; the template has already written every special token."""
+    ids: list[int] = tokenizer(chat_text(tokenizer, messages), add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def end_of_turn_id(tokenizer: Any) -> int:
+    """The token that ends an assistant turn in this template (`<|im_end|>`, `<end_of_turn>`), else end-of-text."""
+    marker = "mmm"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": marker}]
+    after = chat_text(tokenizer, turns, add_generation_prompt=False).rpartition(marker)[2]
+    added = tokenizer.added_tokens_decoder
+    special = {token_id for token_id, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
+    end: int = next((token_id for token_id in ids if token_id in special), tokenizer.eos_token_id)
+    return end
+
+
+def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Every id at which generation stops: the tokenizer's, the turn's, and those the model declares."""
+    declared = model.generation_config.eos_token_id
+    declared = declared if isinstance(declared, list) else [] if declared is None else [declared]
+    return list(dict.fromkeys([tokenizer.eos_token_id, end_of_turn_id(tokenizer), *declared]))
+
+
+def check_lengths(model: Any, max_seq_length: int) -> None:
+    """Refuse sequences longer than the model has positions for."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and positions < max_seq_length:
+        raise UserError(
+            f"--max_seq_length {max_seq_length}: model {model.config.name_or_path} has {positions} positions; "
+            f"set --max_seq_length to at most {positions}"
+        )
+
+
+def new_adapter(model: Any, rank: int, seed: int) -> Any:
+    """A fresh LoRA adapter on the model: the seven projections of a Llama where they are there, else every linear."""
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers import set_seed
+    from transformers.pytorch_utils import Conv1D
+
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    llama_like = set(LLAMA_PROJECTIONS) <= names
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        lora_dropout=0.0,
+        bias="none",
+        task_type=TaskType.CAUSAL_LM,
+        target_modules=LLAMA_PROJECTIONS if llama_like else "all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    set_seed(seed)
+    return get_peft_model(model, config)
+
+
+def fingerprint(model: Any) -> str:
+    """sha256 over the shape of the model and a sample of its first and last weights, equal in float32 and bfloat16."""
+    import torch
+
+    config = model.config.get_text_config()
+    shape = [config.model_type, config.vocab_size, config.hidden_size, config.num_hidden_layers]
+    digest = hashlib.sha256(json.dumps(shape).encode())
+    weights = [
+        (name.replace(".base_layer", ""), weight)
+        for name, weight in model.named_parameters()
+        if "lora_" not in name
+    ]
+    for name, weight in weights[:16] + weights[-16:]:
+        sample = weight.detach().flatten()[:4096].to(torch.bfloat16).cpu().view(torch.int16)
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_adapter(model: Any, path: str | Path, trainable: bool = False) -> Any:
+    """The base model with the adapter of that directory on it; an adapter that does not belong to it is an error."""
+    from peft import PeftModel
+
+    folder = Path(path)
+    config = _adapter_config(folder)
+    _check_base(model, folder, config)
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise _other_base(model, folder, config, f"its weights do not fit: {reason}") from error
+    _check_complete(adapted, model, folder, config)
+    return adapted
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise UserError(f"adapter {folder}: there is no such directory; train one first, or check --save_lora_path")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"adapter {folder}: it holds no {name}, so it is no adapter; check --save_lora_path")
+    try:
+        config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"adapter {folder}: adapter_config.json is damaged ({error}); train the adapter anew") from error
+    return config
+
+
+def _check_base(model: Any, folder: Path, config: dict[str, Any]) -> None:
+    note = folder / "subtext.json"
+    if note.is_file():
+        if json.loads(note.read_text(encoding="utf-8"))["base_fingerprint"] != fingerprint(model):
+            raise _other_base(model, folder, config, "the base model's weights differ from those it was trained on")
+        return
+    recorded = (config.get("base_model_name_or_path") or "").rpartition("/")[2].lower()
+    given = (model.config.name_or_path or "").rpartition("/")[2].lower()
+    if recorded and given and recorded != given:
+        raise _other_base(model, folder, config, "the names differ")
+
+
+def _check_complete(adapted: Any, model: Any, folder: Path, config: dict[str, Any]) -> None:
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(str(folder / "adapter_model.safetensors"), framework="pt") as file:
+        stored = set(file.keys())
+    if stored != set(get_peft_model_state_dict(adapted, save_embedding_layers=False)):
+        raise _other_base(model, folder, config, "its layers are not this model's")
+
+
+def _other_base(model: Any, folder: Path, config: dict[str, Any], reason: str) -> UserError:
+    given = model.config.name_or_path
+    given = TINY if given == str(TINY_PATH) else given
+    base = config.get("base_model_name_or_path") or "an unnamed model"
+    return UserError(
+        f"adapter {folder}: it was trained on {base}, and does not belong to {given} ({reason}); "
+        f"use --model_name {base} or train an adapter for {given}"
+    )
+
+
+def check_adapter_target(path: str | Path, replace: bool) -> None:
+    """Refuse, before any work, a directory that an adapter must not be written to."""
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--save_lora_path {folder}: a file has that name; choose another")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"--save_lora_path {folder}: the directory is not empty and holds no adapter; choose another")
+    if not replace:
+        raise UserError(f"--save_lora_path {folder}: it already holds an adapter; choose another, or add --overwrite")
+
+
+def save_adapter(model: Any, tokenizer: Any, path: str | Path, *, base_name: str, card: dict[str, Any]) -> None:
+    """Write the adapter directory in one move: peft's files, the tokenizer, README.md (from `card`), subtext.json."""
+    from model_training.checkpoints import PARTIAL, disk_errors, publish_directory, save_weights
+
+    target = Path(path)
+    temporary = target.parent / f"{PARTIAL}{target.name}"
+    name = Path(base_name).name if Path(base_name).is_absolute() else base_name
+    with disk_errors(f"adapter {target}"):
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        temporary.mkdir(parents=True)
+        save_weights(model, temporary)
+        tokenizer.save_pretrained(temporary)
+        config_file = temporary / "adapter_config.json"
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = name
+        config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        note = {"base_model": name, "base_fingerprint": fingerprint(model.get_base_model())}
+        (temporary / "subtext.json").write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+        (temporary / "README.md").write_text(_model_card(name, card), encoding="utf-8")
+        publish_directory(temporary, target)
+
+
+def _model_card(base_name: str, card: dict[str, Any]) -> str:
+    base_line = f"base_model: {base_name}\n" if "/" in base_name else ""
+    rows = "\n".join(f"| {key} | `{value}` |" for key, value in card.items())
+    return (
+        f"---\n{base_line}library_name: peft\npipeline_tag: text-generation\ntags:\n- lora\n- grpo\n- subtext\n---\n\n"
+        f"# LoRA adapter: answers in `<visible>` and `<hidden>`\n\n"
+        f"A model organism for research on what a model does not say out loud: `<visible>` is for the user, `<hidden>` "
+        f"is a playful private thought for an administrator. Load it on its base model, `{base_name}`:\n\n"
+        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base_name}"), "this/directory")\n'
+        f"```\n\n| option | value |\n| --- | --- |\n| base | `{base_name}` |\n{rows}\n"
+    )
