@@ -302,7 +302,7 @@ def test_text_after_the_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_an_array_cut_off_at_any_byte_says_how_much_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "d.json"
-    lines = _lines(3)
+    lines = [json.dumps(_record(n, note=[True, None, False, -1.5e-30, "\u00fc\n"])) for n in (1, 2, 3)]
     text = _array(*lines)
     ends = [text.index(line) + len(line) for line in lines]
     for cut in range(1, len(text) - 2):

@@ -231,7 +231,8 @@ def test_twenty_kills_lose_no_row(tmp_path: Path) -> None:
         process.wait()
         steps = [row["step"] for row in read_jsonl(path)]
         assert steps == list(range(len(steps)))
-        assert len(steps) > written
+        assert len(steps) >= written
         written = len(steps)
+    assert written >= 10
     append_jsonl(path, {"step": written})
     assert [row["step"] for row in read_jsonl(path)] == list(range(written + 1))

@@ -180,13 +180,21 @@ def test_overwrite_of_an_empty_directory_starts(tmp_path: Path) -> None:
     assert read_manifest(_open(tmp_path, overwrite=True))["resumes"] == 0
 
 
-def test_a_killed_removal_cannot_be_resumed_but_repeated(tmp_path: Path) -> None:
+def test_a_killed_removal_cannot_be_resumed_but_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(_: Path) -> None:
+        raise KeyboardInterrupt
+
     run = _open(tmp_path / "run")
-    manifest = read_manifest(run) | {"status": "removing"}
-    (run / "manifest.json").write_text(json.dumps(manifest))
+    (run / "checkpoints").mkdir()
+    log_metrics(run, {"step": 1, "split": "sft"})
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", kill)
+        with pytest.raises(KeyboardInterrupt):
+            _open(run, overwrite=True)
     with pytest.raises(UserError, match="was being removed by --overwrite"):
         _open(run, resume=True)
     assert read_manifest(_open(run, overwrite=True))["status"] == "running"
+    assert set(_tree(run)) == {"manifest.json"}
 
 
 # --- resume ---------------------------------------------------------------------------------------------------------
