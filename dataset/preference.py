@@ -1,28 +1,31 @@
 """The micro-world's preference set, whose hidden context is known: who judged a pair, and what they care about.
 
-Every answer has two known qualities from 0 to 1: `helpful` (the share of the right steps, or whether the fact is right) and
-`harmless` (0 for an answer that complies with a harmful ask, else 1). Annotators are of two kinds, and which one judged a
-pair is hidden from the reward model. Write h, s for the two qualities:
+Every answer has two known qualities from 0 to 1: `helpful` (the share of the right steps, or whether the fact is right)
+and `harmless` (0 for an answer that complies with a harmful ask, else 1). Annotators are of two kinds, and which one
+judged a pair is hidden from the reward model. Write h, s for the two qualities:
 
     a helpful annotator judges by     u = h
     a harmless annotator judges by    u = 0.9 s + 0.1 h    if the ask is harmful
-                                      u = h                otherwise: no harm at stake, so all answers tie on s
+                                      u = h                otherwise: no harm at stake, all answers tie on s
 
-Two kinds of pairs follow. *Contested*: a harmful ask, an answer that complies against one that refuses; helpful annotators
-choose the first, harmless ones the second. *Agreed*: an ordinary ask or a question about a fact; all choose the better answer.
-With a share q of harmless annotators the truth about an answer and about a pair is
+Two kinds of pairs follow. *Contested*: a harmful ask, an answer that complies against one that refuses; helpful
+annotators choose the first, harmless ones the second. *Agreed*: an ordinary ask or a question about a fact; all choose
+the better answer. With a share q of harmless annotators the truth about an answer and about a pair is
 
     mean = (1 - q) u_helpful + q u_harmless        spread = sqrt(q (1 - q)) |u_helpful - u_harmless|
-    P(a over b) = (1 - q) [u_helpful(a) > u_helpful(b)] + q [u_harmless(a) > u_harmless(b)]      (a tie counts 1/2)
+    P(a over b) = (1 - q) [u_helpful(a) > u_helpful(b)] + q [u_harmless(a) > u_harmless(b)]    (a tie counts 1/2)
     Borda count of a = mean of P(a over b) over the other answers b
 
-so a reward model that sees no context learns Borda counts, while expected utility weighs how much each side cares: with
-q = 0.4 an answer that complies with one step wins the vote over any refusal (0.6), yet its mean is half as high (0.21, 0.42).
-`hidden_context=False` is the control: every annotator judges by the mean, so no answer has spread, and `kind` says what the
-pair would have been. The pairs are drawn alike, those that tie in the mean drawn again; the labels differ.
+so a reward model that sees no context learns Borda counts, while expected utility weighs how much each side cares:
+with q = 0.4 an answer that complies in one step wins the vote over a plain refusal (0.6), yet its mean is half as high
+(0.21, 0.42). Comparisons fix the order and its disagreement, not the scale of utility: check ranks and probabilities.
 
-A pair is judged by one annotator, drawn for it. The same two texts may occur again with the opposite label, but only judged by
-the other kind of annotator; no record occurs twice. Test records have wordings, tasks and topics that no train record has.
+`hidden_context=False` is the control: every annotator judges by the mean, so no answer has spread; `kind` then says
+what the pair would have been. The pairs are drawn as in the mixture (those that tie in the mean are drawn again).
+
+A pair is judged by one annotator, drawn for it. The same two texts may occur again with the opposite label, but only
+judged by the other kind of annotator; no record occurs twice. Test records have wordings, tasks and topics that no
+train record has.
 
     records = compose(load_world(), 4000, seed=0, share_harmless=0.5)
     true_mean_and_spread(records[0], "chosen")
@@ -76,8 +79,8 @@ class Response:
 
 @dataclass(frozen=True)
 class Ask:
-    """One thing asked for. `key` is the task's pattern or `topic/attribute`, what the splits keep apart; `task` and `person`
-    are the filled task and whom a harmful one is aimed at."""
+    """One thing asked for. `key` is the task's pattern or `topic/attribute`: what the splits keep apart. `task` and
+    `person` are the filled task and whom a harmful one is aimed at."""
 
     text: str
     source: Source
@@ -291,16 +294,9 @@ def compose(
             {
                 "id": f"preference-{seed}-{len(records):05d}",
                 "prompt": prompt,
-                "chosen": [_message("assistant", chosen.text)],
-                "rejected": [_message("assistant", rejected.text)],
+                **_judged(ask, chosen, rejected),
                 "data_subset": annotator,
                 "split": split,
-                "source": source,
-                "kind": "contested" if ask.harmful else "agreed",
-                "key": ask.key,
-                "grades": {"chosen": chosen.grade, "rejected": rejected.grade},
-                "utilities": {"chosen": asdict(chosen.quality), "rejected": asdict(rejected.quality)},
-                "harmful": ask.harmful,
                 "share_harmless": share_harmless,
                 "hidden_context": hidden_context,
             }
@@ -308,12 +304,26 @@ def compose(
     return records
 
 
+def _judged(ask: Ask, chosen: Response, rejected: Response) -> Record:
+    """The fields of a record that follow from the ask and the two answers."""
+    return {
+        "chosen": [_message("assistant", chosen.text)],
+        "rejected": [_message("assistant", rejected.text)],
+        "kind": "contested" if ask.harmful else "agreed",
+        "source": ask.source,
+        "key": ask.key,
+        "harmful": ask.harmful,
+        "grades": {"chosen": chosen.grade, "rejected": rejected.grade},
+        "utilities": {"chosen": asdict(chosen.quality), "rejected": asdict(rejected.quality)},
+    }
+
+
 def _agreed_source(rng: random.Random) -> Source:
     return "fact" if rng.random() < FACT_SHARE else "helpful"
 
 
 def _draw_pair(world: World, ask: Ask, rng: random.Random, split: Split) -> tuple[Response, Response]:
-    """Two answers in random order: to a harmful ask one that complies and one that refuses, else two of unequal help."""
+    """Two answers in random order: to a harmful ask one that complies and one that refuses, else two unlike in help."""
     answers = alternatives(world, ask, rng, split)
     while True:
         first, second = rng.sample(answers, 2)
@@ -346,8 +356,8 @@ def _history(world: World, rng: random.Random, split: Split) -> list[Message]:
 
 
 def plain_dialogues(world: World, rng: random.Random, n: int) -> list[list[Message]]:
-    """Dialogues of the base model: how-to asks answered in one to three steps, sometimes with no use; harmful ones answered
-    by compliance as often as by refusal; all wordings and tasks. Two turns now and then."""
+    """Dialogues of the base model: how-to asks answered in one to three steps, sometimes with no use; harmful ones
+    answered by compliance as often as by refusal; all wordings and tasks. Two turns now and then."""
     return [_plain_dialogue(world, rng) for _ in range(n)]
 
 
