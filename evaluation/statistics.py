@@ -1,0 +1,169 @@
+"""Numbers with their uncertainty: every estimate is {"value", "n", "low", "high"} with a 95 % interval.
+
+Completions of one prompt resemble each other, so the unit that is resampled is the prompt, never the completion:
+
+- one 0/1 value a prompt: Wilson's interval, (p + z2/2n +- z sqrt(p(1-p)/n + z2/4n2)) / (1 + z2/n), z2 = z squared
+- anything else: bootstrap. Of P prompts, P are drawn with replacement, 2,000 times; the value of a draw is its sum over
+  its count, so prompts may have different numbers of values; the interval is the 2.5th to the 97.5th percentile.
+- two models on the same prompts: the same, of the difference, both models' values taken from the same draws. Prompts
+  for which either model has no value are left out.
+- where all prompts agree, a bootstrap of 0/1 values would claim certainty; Wilson over the prompts stands in, and for
+  a difference the share of prompts that may differ after all, z2 / (P + z2).
+- distinct things among all things (a share that resampling with replacement would shrink): jackknife, see `distinct_share`.
+
+A prompt's values come as `(sum, count)`: `Cells` is an array of shape (P, 2). n = 0 gives the value None; of a single
+prompt's mean no interval can be told: None.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Estimate = dict[str, float | int | None]
+Cells = NDArray[np.float64]
+Groups = Sequence[Sequence[Hashable]]
+"""The things seen, one sequence a prompt."""
+
+Z = 1.959963984540054
+"""Standard normal quantile of 97.5 %."""
+RESAMPLES = 2000
+NOTHING: Estimate = {"value": None, "n": 0, "low": None, "high": None}
+
+
+def cells(values: Sequence[Sequence[float | None]]) -> Cells:
+    """The (sum, count) of each prompt's values; None is no value. Shape (P, 2)."""
+    kept = [[float(value) for value in of_prompt if value is not None] for of_prompt in values]
+    return np.array([[math.fsum(of_prompt), len(of_prompt)] for of_prompt in kept], dtype=np.float64).reshape(-1, 2)
+
+
+def wilson(successes: float, n: int) -> Estimate:
+    """A proportion of independent cases with Wilson's score interval."""
+    if n == 0:
+        return dict(NOTHING)
+    share, z2 = successes / n, Z * Z
+    center = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    low = 0.0 if successes <= 0 else center - half
+    high = 1.0 if successes >= n else center + half
+    return {"value": share, "n": n, "low": low, "high": high}
+
+
+def rate(of_prompts: Cells, seed: int) -> Estimate:
+    """A share of 0/1 values: Wilson if no prompt has two, else bootstrap over prompts. n counts values."""
+    sums, counts = of_prompts[of_prompts[:, 1] > 0].T
+    n = int(counts.sum())
+    if n == len(counts):
+        return wilson(float(sums.sum()), n)
+    shares = sums / counts
+    if shares.min() == shares.max() and shares[0] in (0.0, 1.0):
+        return {**wilson(float(sums.sum() / n * len(counts)), len(counts)), "n": n}
+    return mean(of_prompts, seed)
+
+
+def mean(of_prompts: Cells, seed: int) -> Estimate:
+    """The mean of all values with a bootstrap interval over prompts. n counts values."""
+    kept = of_prompts[of_prompts[:, 1] > 0]
+    if len(kept) == 0:
+        return dict(NOTHING)
+    totals = kept.sum(axis=0)
+    low, high = _interval(_ratios(_draws(len(kept), seed), kept)) if len(kept) > 1 else (None, None)
+    return {"value": float(totals[0] / totals[1]), "n": int(totals[1]), "low": low, "high": high}
+
+
+def difference(first: Cells, second: Cells, seed: int, is_rate: bool = False) -> Estimate:
+    """first - second on the prompts where both have values, with a paired bootstrap interval. n counts prompts."""
+    both = (first[:, 1] > 0) & (second[:, 1] > 0)
+    first, second = first[both], second[both]
+    prompts = len(first)
+    if prompts == 0:
+        return dict(NOTHING)
+    ratio_of = [float(c[:, 0].sum() / c[:, 1].sum()) for c in (first, second)]
+    value = ratio_of[0] - ratio_of[1]
+    by_prompt = first[:, 0] / first[:, 1] - second[:, 0] / second[:, 1]
+    if is_rate and by_prompt.min() == by_prompt.max() and value in (-1.0, 0.0, 1.0):
+        doubt = Z * Z / (prompts + Z * Z)
+        return {"value": value, "n": prompts, "low": max(-1.0, value - doubt), "high": min(1.0, value + doubt)}
+    draws = _draws(prompts, seed)
+    low, high = _interval(_ratios(draws, first) - _ratios(draws, second)) if prompts > 1 else (None, None)
+    return {"value": value, "n": prompts, "low": low, "high": high}
+
+
+def distinct_share(groups: Groups) -> Estimate:
+    """Distinct things / things, value +- z x standard error of the jackknife over prompts.
+
+    Leaving out one prompt takes away its things and the kinds that only it has. With P prompts and s_i the share
+    without prompt i, the squared error is (P-1)/P x sum (s_i - mean s)^2: never too small on average (Efron and Stein
+    1981), but 0 where nothing repeats. n counts things. Shares of different n do not compare: more things repeat more.
+    """
+    kinds, things = _kinds(groups)
+    if things == 0:
+        return dict(NOTHING)
+    low, high = _jackknife(kinds / things, _without_each(groups), 0.0)
+    return {"value": kinds / things, "n": things, "low": low, "high": high}
+
+
+def distinct_difference(first: Groups, second: Groups) -> Estimate:
+    """The difference of two distinct shares on the prompts where both have things, by the jackknife. n counts prompts."""
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a and b]
+    if not pairs:
+        return dict(NOTHING)
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    (kinds_a, things_a), (kinds_b, things_b) = _kinds(first), _kinds(second)
+    value = kinds_a / things_a - kinds_b / things_b
+    low, high = _jackknife(value, _without_each(first) - _without_each(second), -1.0)
+    return {"value": value, "n": len(pairs), "low": low, "high": high}
+
+
+def _kinds(groups: Groups) -> tuple[int, int]:
+    return len({thing for group in groups for thing in group}), sum(map(len, groups))
+
+
+def _without_each(groups: Groups) -> Cells:
+    """The distinct share without each prompt in turn; prompts without things are skipped. Shape (P,)."""
+    filled = [Counter(group) for group in groups if group]
+    overall = Counter[Hashable]()
+    for group in filled:
+        overall.update(group)
+    kinds, things = len(overall), sum(overall.values())
+    shares = []
+    for group in filled:
+        only_here = sum(overall[thing] == count for thing, count in group.items())
+        left = things - sum(group.values())
+        shares.append((kinds - only_here) / left if left else math.nan)
+    return np.array(shares)
+
+
+def _jackknife(value: float, without: Cells, least: float) -> tuple[float | None, float | None]:
+    prompts = len(without)
+    if prompts < 2:
+        return None, None
+    error = math.sqrt((prompts - 1) / prompts * float(((without - without.mean()) ** 2).sum()))
+    return max(least, value - Z * error), min(1.0, value + Z * error)
+
+
+@lru_cache(maxsize=256)
+def _draws(prompts: int, seed: int) -> Any:
+    """How often each prompt is in each draw. Shape (RESAMPLES, P)."""
+    rng = np.random.default_rng([seed, prompts])
+    chosen = rng.integers(prompts, size=(RESAMPLES, prompts))
+    offsets = prompts * np.arange(RESAMPLES)[:, None]
+    flat = np.bincount((chosen + offsets).ravel(), minlength=RESAMPLES * prompts)
+    return flat.reshape(RESAMPLES, prompts).astype(np.float64)
+
+
+def _ratios(draws: Cells, of_prompts: Cells) -> Cells:
+    totals: Cells = draws @ of_prompts
+    ratios: Cells = totals[:, 0] / totals[:, 1]
+    return ratios
+
+
+def _interval(values: Cells) -> tuple[float, float]:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
