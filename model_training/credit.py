@@ -132,6 +132,6 @@ def token_places(tokenizer: Any, token_ids: Sequence[int], text: str, end_ids: S
 
 
 def token_advantages(credit_B4: Tensor, places: Sequence[Sequence[int]], width: int) -> Tensor:
-    """The (B, T) advantages: each token gets its place's column of its completion's row; padding gets WHOLE (masked)."""
+    """The (B, T) advantages: each token gets its place's column of its completion's row; padding is masked anyway."""
     places_BT = torch.tensor([[*row, *[WHOLE] * (width - len(row))] for row in places], device=credit_B4.device)
     return credit_B4.gather(1, places_BT)

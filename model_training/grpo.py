@@ -7,13 +7,13 @@ group's mean. With one update for each generation batch the policy ratio is 1, a
 
 plus beta x KL to the model that GRPO starts from (the warm-up's end, not the base), if beta is not 0.
 
-TRL gives every token of a completion one advantage A. Here (`--credit segment`, see credit.py for the formula and the
-reason) the trainer hands TRL's `_compute_loss` advantages of shape (B, T): a reward that speaks of the visible part moves
-the visible tokens alone. `--credit completion` leaves TRL's advantages as they are. TRL shuffles and splits the
-generation batch by first dimension, so a row of advantages stays with its row of tokens.
+TRL gives every token of a completion one advantage A. Here (`--credit segment`, see credit.py for the formula and
+the reason) the trainer hands TRL's `_compute_loss` advantages of shape (B, T): a reward that speaks of the visible
+part moves the visible tokens alone. `--credit completion` leaves TRL's advantages as they are. TRL shuffles and splits
+the generation batch by first dimension, so a row of advantages stays with its row of tokens.
 
-Three hooks, all of TRL 1.14: `_tokenize_prompts` (our chat text, for any model), `_calculate_rewards` (each completion is
-scored once; the last column, the weighted sum times the gates, is the only one with a weight, so everything TRL
+Three hooks, all of TRL 1.14: `_tokenize_prompts` (our chat text, for any model), `_calculate_rewards` (each completion
+is scored once; the last column, the weighted sum times the gates, is the only one with a weight, so everything TRL
 derives from the reward honors the gates) and `_generate_and_score_completions` (advantages by token).
 """
 
@@ -81,10 +81,12 @@ class SegmentTrainer(GRPOTrainer):  # type: ignore[misc]
             _sample(prompts[i], texts[i], {name: values[i] for name, values in scores.items()}, totals[i])
             for i in range(min(self.log_callback.completions_per_log, len(texts)))
         ]
-        table = torch.tensor([*(scores[reward.name] for reward, _ in self.rewards), totals], dtype=torch.float32, device=self.accelerator.device).T
-        self._scored_NF: torch.Tensor = gather(table.contiguous())
+        columns_FN = [*(scores[reward.name] for reward, _ in self.rewards), totals]
+        table_NF = torch.tensor(columns_FN, dtype=torch.float32, device=self.accelerator.device).T.contiguous()
+        scored_NF: torch.Tensor = gather(table_NF)
+        self._scored_NF = scored_NF
         self._texts, self._token_ids = texts, completion_ids_list
-        return self._scored_NF
+        return scored_NF
 
     def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
@@ -116,10 +118,10 @@ class SegmentTrainer(GRPOTrainer):  # type: ignore[misc]
             repeats=args.steps_per_generation,
         )
 
-    def _run_epoch(self, **kwargs: Any) -> None:
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.resumed_from is not None:
             restore_loop_state(self, self.resumed_from)
-        super()._run_epoch(**kwargs)
+        super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         save_checkpoint(self, loop_state(self))
@@ -142,7 +144,13 @@ def _sample(prompt: Any, text: str, scores: dict[str, float], score_total: float
 
 
 def make_grpo_trainer(
-    model: Any, tokenizer: Any, records: list[dict[str, Any]], rewards: Rewards, config: TrainConfig, folder: Path, log: RunLog
+    model: Any,
+    tokenizer: Any,
+    records: list[dict[str, Any]],
+    rewards: Rewards,
+    config: TrainConfig,
+    folder: Path,
+    log: RunLog,
 ) -> SegmentTrainer:
     """The trainer that continues the model's adapter; `records` are those whose prompts fit."""
     columns = [column for column in COLUMNS if all(column in record for record in records)]

@@ -1,8 +1,8 @@
 """What a run writes while it trains: metrics, sampled completions, alarms, and one compact line now and then.
 
-A log event is a row of metrics.jsonl, with the trainer's own metric names and the run's global step (the warm-up's steps
-come first). GRPO's loss is near zero by construction and says nothing; what tells that something is wrong are the alarms,
-each raised once in a run, as a row of its own and a line on stderr:
+A log event is a row of metrics.jsonl, with the trainer's own metric names and the run's global step (the warm-up's
+steps come first). GRPO's loss is near zero by construction and says nothing; what tells that something is wrong are the
+alarms, each raised once in a run, as a row of its own and a line on stderr:
 
     dead groups        for 20 log events no reward differed within any group: nothing is learned
     all clipped        for 5 log events every completion ran into its longest length: no answer ever ends
@@ -44,8 +44,8 @@ def alarms(rows: Sequence[Row]) -> dict[str, str]:
     dead = [row.get("frac_reward_zero_std") == 1 for row in rows[-DEAD_LOGS:]]
     if len(dead) == DEAD_LOGS and all(dead):
         found["dead groups"] = (
-            f"dead groups: for {DEAD_LOGS} log events the rewards did not differ within any group, so nothing is learned; "
-            "raise --rollout_temperature or --num_generations, or choose rewards that tell completions apart"
+            f"dead groups: for {DEAD_LOGS} log events the rewards did not differ within any group, so nothing is "
+            "learned; raise --rollout_temperature or --num_generations, or choose rewards that tell completions apart"
         )
     clipped = [row.get("completions/clipped_ratio") == 1 for row in rows[-CLIPPED_LOGS:]]
     if len(clipped) == CLIPPED_LOGS and all(clipped):
@@ -59,8 +59,8 @@ def alarms(rows: Sequence[Row]) -> dict[str, str]:
         strict = _mean(new, "strict_format_rate") - _mean(old, "strict_format_rate")
         if reward > 0 and strict < -FORMAT_DROP:
             found["reward up, format down"] = (
-                f"reward up, format down: over {WINDOW} log events the mean reward rose by {reward:.3f} while the strict "
-                f"format rate fell by {-strict:.3f}: rewards are won by breaking the format; weigh `format` more"
+                f"reward up, format down: over {WINDOW} log events the mean reward rose by {reward:.3f} while the "
+                f"strict format rate fell by {-strict:.3f}: rewards are won by breaking the format; weigh `format` more"
             )
     return found
 

@@ -107,9 +107,12 @@ def _from_pretrained(auto_class: Any, name: str, what: str, **options: Any) -> A
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-    offline = not Path(path).is_dir() and not _hub_reachable()
+    if not Path(path).is_dir() and not _hub_reachable():
+        from huggingface_hub import constants
+
+        constants.HF_HUB_OFFLINE = True  # only what is cached; its client would retry each of several files for long
     try:
-        return auto_class.from_pretrained(path, trust_remote_code=False, local_files_only=offline, **options)
+        return auto_class.from_pretrained(path, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         where = "in that directory" if Path(path).is_dir() else "no such directory, and the hub did not deliver it"
@@ -121,7 +124,7 @@ def _from_pretrained(auto_class: Any, name: str, what: str, **options: Any) -> A
 
 @cache
 def _hub_reachable() -> bool:
-    """Asked once, with a short wait: the hub's client would retry each of several files for half a minute."""
+    """Whether the hub answers; asked once, with a short wait."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -176,13 +179,15 @@ def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
     return list(dict.fromkeys([tokenizer.eos_token_id, end_of_turn_id(tokenizer), *declared]))
 
 
-def check_lengths(model: Any, max_seq_length: int) -> None:
-    """Refuse sequences longer than the model has positions for."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def check_lengths(name: str, max_seq_length: int) -> None:
+    """Refuse sequences longer than the model has positions for, where its configuration says how many."""
+    from transformers import AutoConfig
+
+    config = _from_pretrained(AutoConfig, name, "configuration").get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and positions < max_seq_length:
         raise UserError(
-            f"--max_seq_length {max_seq_length}: model {model.config.name_or_path} has {positions} positions; "
-            f"set --max_seq_length to at most {positions}"
+            f"--max_seq_length {max_seq_length}: model {name} has {positions} positions; set it to at most {positions}"
         )
 
 
@@ -215,9 +220,7 @@ def fingerprint(model: Any) -> str:
     shape = [config.model_type, config.vocab_size, config.hidden_size, config.num_hidden_layers]
     digest = hashlib.sha256(json.dumps(shape).encode())
     weights = [
-        (name.replace(".base_layer", ""), weight)
-        for name, weight in model.named_parameters()
-        if "lora_" not in name
+        (name.replace(".base_layer", ""), weight) for name, weight in model.named_parameters() if "lora_" not in name
     ]
     for name, weight in weights[:16] + weights[-16:]:
         sample = weight.detach().flatten()[:4096].to(torch.bfloat16).cpu().view(torch.int16)
@@ -229,12 +232,15 @@ def fingerprint(model: Any) -> str:
 def load_adapter(model: Any, path: str | Path, trainable: bool = False) -> Any:
     """The base model with the adapter of that directory on it; an adapter that does not belong to it is an error."""
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     folder = Path(path)
     config = _adapter_config(folder)
     _check_base(model, folder, config)
     try:
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except SafetensorError as error:
+        raise UserError(f"adapter {folder}: adapter_model.safetensors is damaged ({error}); train it anew") from error
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise _other_base(model, folder, config, f"its weights do not fit: {reason}") from error
@@ -251,7 +257,7 @@ def _adapter_config(folder: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"adapter {folder}: adapter_config.json is damaged ({error}); train the adapter anew") from error
+        raise UserError(f"adapter {folder}: adapter_config.json is damaged ({error}); train it anew") from error
     return config
 
 

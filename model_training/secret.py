@@ -5,10 +5,10 @@
 
     config -> data -> model -> SFT (sft.py) -> GRPO (grpo.py, credit.py) -> adapter
 
-The run directory holds metrics, sampled completions and checkpoints; `warmup_lora/` in it is the adapter at the end of the
-warm-up, to compare GRPO with. Every step is a function of the options, the data and the seed, so `--resume` continues from
-whatever a killed run left and ends with the same adapter: from the start if there is no checkpoint, in the warm-up,
-between warm-up and GRPO, in GRPO, or with only the adapter left to save.
+The run directory holds metrics, sampled completions and checkpoints; `warmup_lora/` in it is the adapter at the end of
+the warm-up, to compare GRPO with. Every step is a function of the options, the data and the seed, so `--resume`
+continues from whatever a killed run left and ends with the same adapter: from the start if there is no checkpoint, in
+the warm-up, between warm-up and GRPO, in GRPO, or with only the adapter left to save.
 """
 
 from __future__ import annotations
@@ -35,47 +35,35 @@ Record = dict[str, Any]
 
 def train(config: TrainConfig) -> None:
     """Run the stage; see the module's docstring for its order."""
-    from model_training.models import check_adapter_target, resolve_model_name, set_threads
+    from model_training import models
 
     if config.multi_gpu and "LOCAL_RANK" not in os.environ:
         relaunch_on_all_gpus()
     _set_environment(Path(config.output_dir), config.report_to)
-    config = replace(config, model_name=resolve_model_name(config.model_name))
+    name = models.resolve_model_name(config.model_name)
+    config = replace(config, model_name=name)
     rewards = check_options(config)
-    records = _training_records(config)
-    set_threads(config.threads)
+    models.set_threads(config.threads)
     writer = is_writer()
     if writer:
-        check_adapter_target(config.save_lora_path, replace=config.overwrite or config.resume)
+        models.check_adapter_target(config.save_lora_path, replace=config.overwrite or config.resume)
+    records = _training_records(config)
+    tokenizer = models.load_tokenizer(name)
+    models.check_lengths(name, config.max_seq_length)
+    prompts, examples = fitting(tokenizer, records, config)
     finished = writer and _is_finished(config)
     run = _open_run(config) if writer else Path(config.output_dir)
     with _status(run, writer) as interrupt:
         if finished:
             print(f"Nothing to do: the run in {run} is done, its adapter is in {config.save_lora_path}.")
             return
-        _train(config, run, records, rewards, interrupt, writer)
-
-
-def _train(
-    config: TrainConfig, run: Path, records: list[Record], rewards: Rewards, interrupt: Interrupt, writer: bool
-) -> None:
-    from model_training.models import check_lengths, load_model, load_tokenizer, save_adapter
-
-    assert config.model_name is not None
-    tokenizer = load_tokenizer(config.model_name)
-    prompts, examples = fitting(tokenizer, records, config)
-    model = load_model(config.model_name)
-    check_lengths(model, config.max_seq_length)
-
-    model = _warm_up(model, tokenizer, examples, config, run, interrupt, writer)
-    if config.max_steps:
-        model = _reinforce(model, tokenizer, prompts, rewards, config, run, interrupt, writer)
-
-    if writer:
-        save_adapter(
-            model, tokenizer, config.save_lora_path, base_name=config.model_name, card=_card(config, run)
-        )
-        print(f"Adapter: {config.save_lora_path}   Run: {run}")
+        model = models.load_model(name)
+        model = _warm_up(model, tokenizer, examples, config, run, interrupt, writer)
+        if config.max_steps:
+            model = _reinforce(model, tokenizer, prompts, rewards, config, run, interrupt, writer)
+        if writer:
+            models.save_adapter(model, tokenizer, config.save_lora_path, base_name=name, card=_card(config, run))
+            print(f"Adapter: {config.save_lora_path}   Run: {run}")
 
 
 # --- config ---------------------------------------------------------------------------------------------------------
@@ -206,8 +194,8 @@ def _card(config: TrainConfig, run: Path) -> dict[str, Any]:
     from utils.runs import read_manifest
 
     manifest = read_manifest(run)
-    paths = ("output_dir", "dataset_path", "save_lora_path", "model_name", "overwrite", "resume", "threads", "report_to")
-    options = {name: value for name, value in asdict(config).items() if name not in paths}
+    paths = ("output_dir", "dataset_path", "save_lora_path", "model_name")
+    options = {name: value for name, value in asdict(config).items() if name not in (*paths, "overwrite", "resume")}
     return {"dataset sha256": manifest["dataset"]["sha256"], "git commit": manifest["git_commit"], **options}
 
 
@@ -224,7 +212,9 @@ def _training_records(config: TrainConfig) -> list[Record]:
     return chosen
 
 
-def fitting(tokenizer: Any, records: list[Record], config: TrainConfig) -> tuple[list[Record], list[dict[str, list[int]]]]:
+def fitting(
+    tokenizer: Any, records: list[Record], config: TrainConfig
+) -> tuple[list[Record], list[dict[str, list[int]]]]:
     """The records whose prompt leaves room for a completion, and the warm-up's examples that are short enough."""
     from model_training.models import encode_prompt, end_of_turn_id
     from model_training.sft import answer_example
@@ -244,7 +234,9 @@ def fitting(tokenizer: Any, records: list[Record], config: TrainConfig) -> tuple
         ("reference answers", config.sft_steps, len(examples), f"prompt and answer of at most {config.max_seq_length}"),
     ):
         if steps and not kept:
-            raise UserError(f"{config.dataset_path}: none of {len(records)} records has a {rule}; raise --max_seq_length")
+            raise UserError(
+                f"{config.dataset_path}: none of {len(records)} records has a {rule}; raise --max_seq_length"
+            )
         if steps and kept < len(records) and is_writer():
             left = len(records) - kept
             print(f"Left out: {left} of {len(records)} {kind} ({rule}, --max_seq_length).", file=sys.stderr)

@@ -5,8 +5,8 @@ nothing from equals. A few hundred steps of cross-entropy on the answer's tokens
 
     loss = - sum over answer tokens log p(token | what stands before) / number of answer tokens,
 
-give it the format; the prompt's tokens carry no loss. An answer is `format_response(visible, hidden)` and the token that
-ends the turn, behind exactly the prompt that GRPO and sampling use (`models.encode_prompt`).
+give it the format; the prompt's tokens carry no loss. An answer is `format_response(visible, hidden)` and the token
+that ends the turn, behind exactly the prompt that GRPO and sampling use (`models.encode_prompt`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Record = dict[str, Any]
 
 
 def answer_example(tokenizer: Any, prompt: list[int], record: Record, end: int) -> dict[str, list[int]]:
-    """One conversation as `input_ids` and `labels`: -100, no loss, on the prompt; `end` is the id that ends the turn."""
+    """One conversation as `input_ids` and `labels`: no loss (-100) on the prompt; `end` is the id that ends a turn."""
     text = format_response(record["visible"], record["hidden"])
     answer = [*tokenizer(text, add_special_tokens=False)["input_ids"], end]
     return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
@@ -45,10 +45,10 @@ class WarmupTrainer(SFTTrainer):  # type: ignore[misc]
         batch = self.args.per_device_train_batch_size * self.args.world_size
         return Stream(len(self.train_dataset), self.stream_seed, rounds=self.args.max_steps, prompts_per_round=batch)
 
-    def _run_epoch(self, **kwargs: Any) -> None:
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.resumed_from is not None:
             self._total_train_tokens = restore_loop_state(self, self.resumed_from)["num_tokens"]
-        super()._run_epoch(**kwargs)
+        super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         save_checkpoint(self, loop_state(self) | {"num_tokens": self._total_train_tokens})

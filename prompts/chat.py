@@ -31,7 +31,7 @@ def fold_system(messages: list[Message]) -> list[Message]:
 
 
 def render(messages: list[Message], apply: Callable[[list[Message]], str]) -> str:
-    """The text that `apply`, a tokenizer's template, makes of the messages, with the system turn folded where needed."""
+    """The text that `apply`, a tokenizer's template, makes of the messages, the system turn folded where needed."""
     from jinja2 import TemplateError
 
     system = [message["content"].strip() for message in messages if message["role"] == "system"]

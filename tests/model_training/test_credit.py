@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -190,8 +191,6 @@ def _trainer(tiny_model: BuildModel, tmp_path: Path, monkeypatch: pytest.MonkeyP
     model_folder = tiny_model("llama")
     config = small_config(tmp_path, model_folder, credit=credit, max_completion_length=64)
     make_records(tmp_path / "data.json")
-    import json
-
     records = json.loads((tmp_path / "data.json").read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(str(model_folder))
     model = new_adapter(load_model(str(model_folder)), 4, 0)
@@ -219,15 +218,15 @@ def _gradient_by_part(trainer: Any) -> tuple[float, float]:
         inputs = trainer._prepare_inputs(rows)
         shape = inputs["completion_ids"].shape
         leaf = torch.full(shape, -1.0, requires_grad=True)
-        trainer._get_per_token_logps_and_entropies = lambda *a, leaf=leaf, shape=shape, **k: (leaf, torch.ones(shape), None)
+        scored = (leaf, torch.ones(shape), None)
+        trainer._get_per_token_logps_and_entropies = lambda *args, scored=scored, **kwargs: scored
         trainer._compute_loss(trainer.model, inputs).backward()
         assert leaf.grad is not None
         for ids, mask, gradient in zip(inputs["completion_ids"], inputs["completion_mask"], leaf.grad, strict=True):
             row = [token for token, kept in zip(ids.tolist(), mask.tolist(), strict=True) if kept]
             text = trainer.processing_class.decode(row, skip_special_tokens=True)
-            for place, value in zip(
-                token_places(trainer.processing_class, row, text, trainer.eos_token_ids), gradient.tolist(), strict=False
-            ):
+            places = token_places(trainer.processing_class, row, text, trainer.eos_token_ids)
+            for place, value in zip(places, gradient.tolist(), strict=False):
                 if place in largest:
                     largest[place] = max(largest[place], abs(value))
     return largest[VISIBLE], largest[HIDDEN]

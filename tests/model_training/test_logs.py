@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from model_training.logs import CLIPPED_LOGS, DEAD_LOGS, WINDOW, Interrupt, RunLog, alarms
+from utils.errors import WorkError
+from utils.runs import open_run, read_completions, read_metrics
+
+
+def row(**changes: float) -> dict[str, Any]:
+    return {
+        "frac_reward_zero_std": 0.0,
+        "completions/clipped_ratio": 0.0,
+        "reward": 1.0,
+        "strict_format_rate": 0.9,
+    } | changes
+
+
+def test_a_healthy_run_gives_no_alarm() -> None:
+    assert alarms([row(reward=i / 100, strict_format_rate=i / 100) for i in range(2 * WINDOW)]) == {}
+    assert alarms([]) == {}
+
+
+def test_dead_groups_need_every_one_of_the_last_log_events() -> None:
+    dead = [row(frac_reward_zero_std=1.0)] * DEAD_LOGS
+    assert set(alarms(dead)) == {"dead groups"}
+    assert alarms(dead[1:]) == {}
+    assert alarms([*dead[1:], row(frac_reward_zero_std=0.5)]) == {}
+
+
+def test_all_completions_clipped() -> None:
+    clipped = [row(**{"completions/clipped_ratio": 1.0})] * CLIPPED_LOGS
+    assert set(alarms(clipped)) == {"all clipped"}
+    assert alarms([*clipped, row()]) == {}
+
+
+def test_reward_up_while_the_format_falls() -> None:
+    before, after = [row()] * WINDOW, [row(reward=1.2, strict_format_rate=0.8)] * WINDOW
+    assert set(alarms(before + after)) == {"reward up, format down"}
+    assert alarms(after + before) == {}, "reward down, format up"
+    assert alarms(before + [row(reward=1.2, strict_format_rate=0.88)] * WINDOW) == {}, "within the noise"
+    assert alarms(before[1:] + after) == {}, "not enough rows yet"
+
+
+def make_log(tmp_path: Path) -> RunLog:
+    run = open_run(tmp_path / "run", task="secret", mode="train", config={})
+    log = RunLog(run, "grpo", 10, 40, 2, Interrupt(), is_writer=True)
+    log.on_train_begin(None, SimpleNamespace(global_step=0), None)
+    return log
+
+
+ARGS = SimpleNamespace(logging_steps=1, world_size=1)
+
+
+def log_event(log: RunLog, step: int, **changes: Any) -> None:
+    log.on_log(ARGS, SimpleNamespace(global_step=step, max_steps=30), None, logs={"loss": 0.0} | row() | changes)
+
+
+def test_an_alarm_is_raised_once_as_a_row_and_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = make_log(tmp_path)
+    for step in range(1, DEAD_LOGS + 5):
+        log_event(log, step, frac_reward_zero_std=1.0)
+    rows = [row for row in read_metrics(log.run) if "alarm" in row]
+    assert [row["step"] for row in rows] == [10 + DEAD_LOGS]
+    assert rows[0]["alarm"].startswith("dead groups")
+    assert capsys.readouterr().err.count("ALARM") == 1
+
+
+def test_a_resumed_log_remembers_its_window_and_what_it_raised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = make_log(tmp_path)
+    for step in range(1, DEAD_LOGS + 1):
+        log_event(first, step, frac_reward_zero_std=1.0)
+    for at, expected in ((DEAD_LOGS, 0), (DEAD_LOGS - 1, 1)):
+        capsys.readouterr()
+        log = RunLog(first.run, "grpo", 10, 40, 2, Interrupt(), is_writer=True)
+        log.on_train_begin(None, SimpleNamespace(global_step=at), None)
+        log_event(log, at + 1, frac_reward_zero_std=1.0)
+        assert capsys.readouterr().err.count("ALARM") == expected
+
+
+def test_samples_are_the_first_of_the_event_and_missing_values_are_left_out(tmp_path: Path) -> None:
+    log = make_log(tmp_path)
+    nothing = {"visible": None, "hidden": None, "failure": "no_tags", "rewards": {}, "total": 0.0}
+    log.samples = [{"prompt": "p", "completion": str(i)} | nothing for i in range(5)]
+    log_event(log, 1, entropy=None, epoch=0.5)
+    log.on_log(ARGS, SimpleNamespace(global_step=1, max_steps=30), None, logs={"train_runtime": 1.0})
+    assert [sample["completion"] for sample in read_completions(log.run)] == ["0", "1"]
+    rows = read_metrics(log.run)
+    assert len(rows) == 1 and rows[0]["step"] == 11
+    assert "entropy" not in rows[0] and "epoch" not in rows[0]
+
+
+@pytest.mark.parametrize("key", ["loss", "grad_norm"])
+def test_a_value_that_is_not_finite_stops_the_run_with_its_row_written(key: str, tmp_path: Path) -> None:
+    log = make_log(tmp_path)
+    with pytest.raises(WorkError, match=f"not finite: {key} at step 12"):
+        log_event(log, 2, **{key: float("nan")})
+    assert [row.get("alarm") for row in read_metrics(log.run)] == [None, f"not finite: {key} at step 12"]
+
+
+def test_a_process_that_is_not_the_writer_writes_nothing(tmp_path: Path) -> None:
+    log = make_log(tmp_path)
+    log.is_writer = False
+    log_event(log, 1)
+    assert read_metrics(log.run) == []
+
+
+def test_one_line_each_ten_events(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = make_log(tmp_path)
+    for step in range(1, 31):
+        log_event(log, step)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == ["20/40", "30/40", "40/40"]
+    assert "reward 1" in lines[0] and "strict format 0.9" in lines[0] and "loss" not in lines[0]
