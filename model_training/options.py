@@ -14,19 +14,22 @@ from __future__ import annotations
 
 import argparse
 import ast
+import glob
 import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from model_training.option_values import EXPECTED, Option, check_ranges, from_text, from_yaml, listed, near
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = "tiny"
+GPU_SIGNS = ("/proc/driver/nvidia/gpus/*", "/dev/nvidia[0-9]*", "/dev/dxg")
+"""What stands where an NVIDIA device does: its driver, or the device itself in a container or in WSL."""
 GPU_MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 
 Values = dict[str, tuple[Any, str]]
@@ -101,15 +104,14 @@ def options_of(config: type) -> dict[str, Option]:
     for item in sorted(fields(config), key=lambda item: item.name not in own):
         kind, choices, many, optional = _analyze(hints[item.name])
         default = item.default_factory() if item.default_factory is not MISSING else item.default
-        doc = item.metadata.get("doc") or docs[item.name]
-        options[item.name] = Option(item.name, kind, choices, many, optional, default, doc)
+        options[item.name] = Option(item.name, kind, choices, many, optional, default, docs[item.name])
     return options
 
 
 def _analyze(hint: Any) -> tuple[Any, tuple[str, ...], bool, bool]:
     arguments = get_args(hint)
     if type(None) in arguments:
-        kind, choices, many, _ = _analyze(Union[tuple(part for part in arguments if part is not type(None))])
+        kind, choices, many, _ = _analyze(next(part for part in arguments if part is not type(None)))
         return kind, choices, many, True
     if get_origin(hint) is Literal:
         return str, arguments, False, False
@@ -168,14 +170,16 @@ def parse(argv: list[str], tasks: Mapping[str, Task]) -> Command:
     first.add_argument("-h", "--help", action="store_true")
     given, rest = first.parse_known_args(argv)
     if given.task not in tasks:
-        raise UserError(f"--task {given.task}: no such task{near(given.task, tasks)}; there is {listed(tasks)}")
+        found = near(given.task, tasks)
+        raise UserError(f"--task {given.task}: no such task{found or '; there is ' + listed(tasks)}")
     task = tasks[given.task]
     if given.mode is None:
         if given.help:
             return Command(text=_overview(tasks))
         raise UserError(f"--mode is missing: one of {listed(task.modes, 'or')}; --help says what each does")
     if given.mode not in task.modes:
-        raise UserError(f"--mode {given.mode}: no such mode{near(given.mode, task.modes)}; there are {listed(task.modes)}")
+        found = near(given.mode, task.modes)
+        raise UserError(f"--mode {given.mode}: no such mode{found or '; there are ' + listed(task.modes)}")
     parser = _mode_parser(given.mode, task)
     if given.help:
         return Command(text=parser.format_help().rstrip())
@@ -294,6 +298,7 @@ def _from_file(path: Path, mode: str, task: Task) -> Values:
 
     own: Values = {}
     of_parts: Values = {}
+    clashes: dict[str, str] = {}
     for entry in read_entries(path, task.modes):
         section = entry.section or mode
         options = options_of(task.modes[section].config)
@@ -303,15 +308,14 @@ def _from_file(path: Path, mode: str, task: Task) -> Values:
         origin = f"{entry.place}: {entry.name}"
         if section == mode:
             own[entry.name] = value, origin
-        elif section in task.modes[mode].parts:
-            before, where = of_parts.get(entry.name, (value, ""))
+        elif section in task.modes[mode].parts and entry.name in options_of(task.modes[mode].config):
+            before, where = of_parts.setdefault(entry.name, (value, origin))
             if before != value:
-                raise UserError(
-                    f"{origin} {value} differs from {where} {before}: a {mode} has one value for both; "
-                    f"give it under {mode}"
-                )
-            of_parts[entry.name] = value, origin
-    return {name: found for name, found in (of_parts | own).items() if name in options_of(task.modes[mode].config)}
+                clashes[entry.name] = f"{origin} {value} differs from {where} {before}"
+    for name, clash in clashes.items():
+        if name not in own:
+            raise UserError(f"{clash}: a {mode} has one value for both; give it under {mode}")
+    return of_parts | own
 
 
 def _unknown(name: str, mode: str, task: Task, prefix: str = "") -> str:
@@ -338,7 +342,7 @@ def default_model_name() -> tuple[str, str]:
 
     CUDA is present if an NVIDIA device is, is not hidden by CUDA_VISIBLE_DEVICES, and torch is not a build for CPUs.
     """
-    if not any(Path("/proc/driver/nvidia/gpus").glob("*")) and not Path("/dev/dxg").exists():
+    if not any(glob.glob(sign) for sign in GPU_SIGNS):
         return TINY, "no CUDA device here"
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "none", "NoDevFiles"):
         return TINY, "CUDA_VISIBLE_DEVICES hides every device"

@@ -15,7 +15,7 @@ from typing import Any
 from model_training.config import EvaluateConfig, PrepareDataConfig, TrainConfig, VisualizeConfig
 from model_training.options import ROOT, TINY, narrow
 from utils.pipeline import Step, run_steps
-from utils.runs import MANIFEST, PIPELINE_FILE
+from utils.runs import COMPLETIONS, MANIFEST, METRICS, PIPELINE_FILE
 
 Call = Callable[[str, Any], None]
 
@@ -46,9 +46,10 @@ def secret_steps(config: Any, call: Call) -> list[Step]:
     )
     run, dataset, adapter = Path(config.output_dir), Path(config.dataset_path), Path(config.save_lora_path)
     warmup, evaluation = run / "warmup_lora", run / "evaluation" / "secret.json"
-    base = [ROOT / "seeds" / "tiny" / "model.safetensors"] if config.model_name == TINY else []
+    seeds = {f"seeds/{file.name}": file for file in sorted((ROOT / "seeds").glob("*.yaml"))}
+    base = {"embedded model": ROOT / "seeds" / "tiny" / "model.safetensors"} if config.model_name == TINY else {}
     compares = config.sft_steps > 0 and config.max_steps > 0
-    if compares:
+    if compares and not any(named.startswith("warmup=") for named in evaluate.compare):
         evaluate = replace(evaluate, compare=[*evaluate.compare, f"warmup={warmup}"])
 
     def train_or_resume(again: bool) -> None:
@@ -61,23 +62,29 @@ def secret_steps(config: Any, call: Call) -> list[Step]:
             "prepare_data",
             lambda again: call("prepare_data", replace(prepare, overwrite=prepare.overwrite or again)),
             _options(prepare),
-            sorted((ROOT / "seeds").glob("*.yaml")),
-            [dataset],
+            seeds,
+            {"dataset": dataset},
         ),
-        Step("train", train_or_resume, _options(train), [dataset, *base], [adapter, run / "metrics.jsonl"]),
+        Step(
+            "train",
+            train_or_resume,
+            _options(train),
+            {"dataset": dataset, **base},
+            {"adapter": adapter, "metrics": run / METRICS},
+        ),
         Step(
             "evaluate",
             lambda again: call("evaluate", evaluate),
             _options(evaluate),
-            [adapter, *base, *([warmup] if compares else []), *sorted((ROOT / "seeds").glob("*.yaml"))],
-            [evaluation],
+            {"adapter": adapter, **({"warmup": warmup} if compares else {}), **base, **seeds},
+            {"evaluation": evaluation},
         ),
         Step(
             "visualize",
             lambda again: call("visualize", visualize),
             _options(visualize),
-            [run / MANIFEST, run / "metrics.jsonl", run / "completions.jsonl", evaluation],
-            [run / "training_report.html"],
+            {name: run / name for name in (MANIFEST, METRICS, COMPLETIONS)} | {"evaluation": evaluation},
+            {"report": run / "training_report.html"},
             always=config.start_server,
         ),
     ]

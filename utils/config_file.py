@@ -54,7 +54,7 @@ def read_entries(file: Path, sections: Collection[str]) -> list[Entry]:
         top = _pairs(node, path)
         keyed = [key for key, _, _ in top if key in sections]
         if not keyed:
-            return [Entry(None, key, loader.construct_object(value, deep=True), place) for key, value, place in top]
+            return [Entry(None, key, _value(loader, value, place), place) for key, value, place in top]
         mixed = [(key, place) for key, _, place in top if key not in sections]
         if mixed:
             key, place = mixed[0]
@@ -62,7 +62,7 @@ def read_entries(file: Path, sections: Collection[str]) -> list[Entry]:
                 f"{place}: {key} stands beside {keyed[0]}, the options of one mode; move it under the mode it is for"
             )
         return [
-            Entry(section, key, loader.construct_object(value, deep=True), place)
+            Entry(section, key, _value(loader, value, place), place)
             for section, options, _ in top
             if not _is_null(options)
             for key, value, place in _pairs(options, path)
@@ -73,10 +73,17 @@ def read_entries(file: Path, sections: Collection[str]) -> list[Entry]:
         raise UserError(f"{path}{line}: not valid YAML: {error.problem or error.context}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: not valid YAML: nested too deeply") from error
     finally:
         loader.dispose()
+
+
+def _value(loader: _Loader, node: yaml.Node, place: str) -> Any:
+    try:
+        return loader.construct_object(node, deep=True)
+    except ValueError as error:  # such as the 31st of February
+        raise UserError(f"{place}: not a value: {error}") from error
 
 
 def _text(path: Path) -> str:

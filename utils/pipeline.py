@@ -12,7 +12,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,21 +27,22 @@ ABSENT = "absent"
 class Step:
     """`function(again)` does the work; `again` says that all that stands in the outputs is this pipeline's own.
 
-    Inputs and outputs are files or directories; inputs are looked at when the step's turn has come.
+    Inputs and outputs are files or directories by a name that does not depend on where they lie; inputs are looked at
+    when the step's turn has come.
     """
 
     name: str
     function: Callable[[bool], None]
     options: dict[str, Any]
-    inputs: Sequence[Path]
-    outputs: Sequence[Path]
+    inputs: Mapping[str, Path]
+    outputs: Mapping[str, Path]
     always: bool = False
 
 
 def run_steps(
     steps: Sequence[Step], state_path: Path, *, start_step: int = 1, end_step: int | None = None, afresh: bool = False
 ) -> None:
-    """Run what is not done of the steps from `start_step` to `end_step` (counted from 1); with `afresh` all of these."""
+    """Run what is not done of the steps from `start_step` to `end_step`, counted from 1; with `afresh` all of these."""
     last = len(steps) if end_step is None else end_step
     if not 1 <= start_step <= last <= len(steps):
         raise UserError(f"--start_step {start_step} and --end_step {last}: there are steps 1 to {len(steps)}")
@@ -57,22 +58,25 @@ def run_steps(
             continue
         print(f"{title}: runs ({why})", flush=True)
         again = _is_own(before, step)
-        created = [str(path) for path in step.outputs if again or not path.exists()]
-        state[step.name] = {"status": "running", "created": created, "outputs": (before or {}).get("outputs", {})}
+        state[step.name] = {
+            "status": "running",
+            "created": [name for name, path in step.outputs.items() if again or not path.exists()],
+            "outputs": (before or {}).get("outputs", {}),
+        }
         write_json_atomic(state_path, {"steps": state})
         started = time.time()
         try:
             step.function(again)
-        except KeyboardInterrupt:
-            print(f"{title}: interrupted; the same command goes on from here", file=sys.stderr)
+        except BaseException as error:
+            state[step.name]["created"] = [n for n in state[step.name]["created"] if step.outputs[n].exists()]
+            write_json_atomic(state_path, {"steps": state})
+            if isinstance(error, KeyboardInterrupt):
+                print(f"{title}: interrupted; the same command goes on from here", file=sys.stderr)
             raise
-        missing = [str(path) for path in step.outputs if not path.exists()]
-        if missing:
-            raise AssertionError(f"step {step.name} ended without writing {', '.join(missing)}")
         state[step.name] = {
             "status": "done",
             "inputs": inputs,
-            "outputs": {str(path): fingerprint(path) for path in step.outputs},
+            "outputs": {name: _written(step, path) for name, path in step.outputs.items()},
             "seconds": round(time.time() - started, 1),
         }
         write_json_atomic(state_path, {"steps": state})
@@ -87,12 +91,18 @@ def fingerprint(path: Path) -> str:
     return sha256_file(path) if path.exists() else ABSENT
 
 
+def _written(step: Step, path: Path) -> str:
+    if not path.exists():
+        raise AssertionError(f"step {step.name} ended without writing {path}")
+    return fingerprint(path)
+
+
 def _inputs(step: Step) -> dict[str, str]:
     options = {
         f"--{name}": hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
         for name, value in step.options.items()
     }
-    return options | {str(path): fingerprint(path) for path in step.inputs}
+    return options | {name: fingerprint(path) for name, path in step.inputs.items()}
 
 
 def _why(before: dict[str, Any] | None, inputs: dict[str, str], step: Step) -> str | None:
@@ -105,9 +115,9 @@ def _why(before: dict[str, Any] | None, inputs: dict[str, str], step: Step) -> s
     changed = [name for name in names if inputs.get(name) != before["inputs"].get(name)]
     if changed:
         return f"changed: {', '.join(changed)}"
-    for path in step.outputs:
+    for name, path in step.outputs.items():
         now = fingerprint(path)
-        if now != before["outputs"].get(str(path)):
+        if now != before["outputs"].get(name):
             return f"{path} is {'missing' if now == ABSENT else 'not what this step wrote'}"
     return None
 
@@ -117,10 +127,8 @@ def _is_own(before: dict[str, Any] | None, step: Step) -> bool:
     if before is None:
         return False
     return all(
-        not path.exists()
-        or str(path) in before.get("created", [])
-        or fingerprint(path) == before["outputs"].get(str(path))
-        for path in step.outputs
+        not path.exists() or name in before.get("created", []) or fingerprint(path) == before["outputs"].get(name)
+        for name, path in step.outputs.items()
     )
 
 

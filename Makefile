@@ -1,0 +1,49 @@
+# demo · test · lint · bench: the commands of README and CI. Nothing is installed outside of .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PACKAGES := utils prompts dataset model_training evaluation main.py visualize_training.py
+
+.PHONY: help demo test lint bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    prepare data, train, evaluate and draw on the embedded model: outputs/demo"
+	@echo "make test    the whole test suite"
+	@echo "make lint    ruff (rules and format) and mypy"
+	@echo "make bench   the quick benchmarks, one table each"
+	@echo "make clean   remove .venv and caches"
+
+demo: .venv/core.stamp
+	$(BIN)/python main.py --mode pipeline --config configs/demo.yaml
+	@echo "--- three answers to questions that training never met"
+	$(BIN)/python main.py --mode generate --config configs/demo.yaml
+	@echo "--- evaluation on held-out queries"
+	$(BIN)/python visualize_training.py --metrics_dir outputs/demo --mode report
+
+test: .venv/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+lint: .venv/dev.stamp
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy $(PACKAGES)
+
+bench: .venv/core.stamp
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.rewards
+
+.venv/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+
+.venv/core.stamp: requirements.txt | .venv/bin/pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/dev.stamp: requirements-dev.txt requirements.txt | .venv/bin/pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@ .venv/core.stamp
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,80 @@
+"""Plots and report of a run, from its files alone; nothing here imports torch.
+
+    python visualize_training.py --metrics_dir outputs
+    python visualize_training.py --metrics_dir outputs --mode plot
+    python visualize_training.py --metrics_dir outputs --output /tmp/shared_report.html --mode report
+
+The run's evaluation, if it has one, is printed as a table. `main.py --mode visualize` draws the same and serves it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from utils.errors import UserError, WorkError
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--metrics_dir", default="outputs", metavar="DIR", help="Run directory. Default: outputs.")
+    parser.add_argument(
+        "--output",
+        default="training_report.html",
+        metavar="FILE",
+        help="Report to write; a bare name is put into the run directory. Default: training_report.html.",
+    )
+    parser.add_argument("--mode", choices=["report", "plot", "all"], default="all", help="What to write. Default: all.")
+    given = parser.parse_args(argv)
+    try:
+        draw(Path(given.metrics_dir), Path(given.output), given.mode)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except WorkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def draw(directory: Path, output: Path, mode: str) -> None:
+    from utils.series import load_run
+    from utils.visualization import write_plots, write_report
+
+    run = load_run(directory)
+    if run.evaluation:
+        print(evaluation_text(run.evaluation))
+    if mode in ("plot", "all"):
+        for path in write_plots(run, directory):
+            print(path)
+    if mode in ("report", "all"):
+        report = directory / output if output.parent == Path() and not output.is_absolute() else output
+        write_report(run, report)
+        print(f"Report: {report}")
+
+
+def evaluation_text(evaluation: dict[str, object]) -> str:
+    """Metrics down, models across, each value with its 95 % interval and n."""
+    from utils.formatting import interval, metric_value
+    from utils.series import Cell, evaluation_table
+
+    table = evaluation_table(evaluation)
+
+    def shown(metric: str, cell: Cell | None) -> str:
+        if cell is None:
+            return "-"
+        return f"{metric_value(metric, cell.value)} ({interval(metric, cell)}, n {cell.n})"
+
+    lines = [["metric", *table.columns]]
+    lines += [[metric, *(shown(metric, cell) for cell in cells)] for metric, cells in table.rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
