@@ -9,7 +9,7 @@ Completions of one prompt resemble each other, so the unit that is resampled is 
   for which either model has no value are left out.
 - where all prompts agree, a bootstrap of 0/1 values would claim certainty; Wilson over the prompts stands in, and for
   a difference the share of prompts that may differ after all, z2 / (P + z2).
-- distinct things among all things (a share that resampling with replacement would shrink): jackknife, see `distinct_share`.
+- distinct things among all things (drawing with replacement would shrink that): the jackknife of `distinct_share`.
 
 A prompt's values come as `(sum, count)`: `Cells` is an array of shape (P, 2). n = 0 gives the value None; of a single
 prompt's mean no interval can be told: None.
@@ -110,7 +110,7 @@ def distinct_share(groups: Groups) -> Estimate:
 
 
 def distinct_difference(first: Groups, second: Groups) -> Estimate:
-    """The difference of two distinct shares on the prompts where both have things, by the jackknife. n counts prompts."""
+    """The difference of two distinct shares where both have things, by the jackknife. n counts prompts."""
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if a and b]
     if not pairs:
         return dict(NOTHING)
