@@ -1,8 +1,9 @@
 """Speaking in the micro-world as a character: personas, what users say to them, what they answer.
 
-The seeds `personas.yaml`, `guard_talk.yaml` and `guardrails.yaml` hold templates with slots. A *family* is one way to ask, with its
-wordings and its answers. This module fills them: `persona` draws a character, `ask` makes one user turn of a family, `answer`, `refusal`
-and `engagement` make what the character says to it. `dataset.guardrail` composes records and dialogues out of these.
+The seeds `personas.yaml`, `guard_talk.yaml` and `guardrails.yaml` hold templates with slots. A *family* is one way to
+ask, with its wordings and its answers. This module fills them: `persona` draws a character, `ask` makes one user turn
+of a family, `answer`, `refusal` and `engagement` make what the character says to it. `dataset.guardrail` composes
+records and dialogues out of these.
 """
 
 from __future__ import annotations
@@ -47,10 +48,7 @@ class Family:
     replies: tuple[str, ...]
     kinds: tuple[str, ...]
     refuse: str
-
-    @property
-    def slots(self) -> set[str]:
-        return {slot for text in (*self.asks, *self.replies) for slot in slots_of(text)}
+    slots: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +116,7 @@ def persona(talk: Talk, rng: random.Random, split: str | None = None) -> Persona
     kept = names[{"test": "heldout"}.get(split, split)] if split else [n for group in names.values() for n in group]
     job = rng.choice(list(seeds["jobs"]))
     mood, *traits = rng.sample(seeds["traits"], 4)
+    colors_and_places = {slot: rng.choice(values) for slot, values in seeds["memory_slots"].items()}
     return Persona(
         name=rng.choice(kept),
         job=job,
@@ -126,7 +125,7 @@ def persona(talk: Talk, rng: random.Random, split: str | None = None) -> Persona
         mood=mood,
         traits=tuple(traits),
         expression=rng.choice(seeds["expressions"]),
-        memory=fill(rng.choice(seeds["memories"]), {k: rng.choice(v) for k, v in seeds["memory_slots"].items()}, capital=False),
+        memory=fill(rng.choice(seeds["memories"]), colors_and_places, capital=False),
     )
 
 
@@ -138,7 +137,9 @@ def persona_text(who: Persona) -> str:
     )
 
 
-def ask(world: World, talk: Talk, family: Family, who: Persona | None, rng: random.Random, heldout: bool | None = None) -> Turn:
+def ask(
+    world: World, talk: Talk, family: Family, who: Persona | None, rng: random.Random, heldout: bool | None = None
+) -> Turn:
     """One user turn of the family, its slots drawn; `heldout` False keeps to topics that adapters may train on."""
     wording = rng.choice(family.asks)
     fields, topic = _draw_fields(world, talk, family, who, rng, heldout)
@@ -164,8 +165,10 @@ def engagement(guard: Guardrail, turn: Turn, who: Persona | None, rng: random.Ra
     return f"{text} {rng.choice(guard.cheers)}" if rng.random() < cheer else text
 
 
-def refusal(world: World, guard: Guardrail, family: Family, who: Persona, topic: Topic | None, rng: random.Random) -> str:
-    """The guard's resolution, in character and without tag, turning to the topic or else to a memory of the character."""
+def refusal(
+    world: World, guard: Guardrail, family: Family, who: Persona, topic: Topic | None, rng: random.Random
+) -> str:
+    """The guard's resolution, in character and without tag, turning to the topic or else to the character's memory."""
     declines = guard.refuse.get(family.refuse, guard.refuse["default"])
     steers = [s for s in guard.steer if topic or "{fact}" not in s]
     fields = {"noun": topic.noun if topic else who.memory, "job": who.job, "fact": ""}
@@ -175,8 +178,8 @@ def refusal(world: World, guard: Guardrail, family: Family, who: Persona, topic:
 
 
 def fill(template: str, fields: dict[str, str], capital: bool = True) -> str:
-    """Fill {slots}; with `capital`, sentences begin with a capital letter."""
-    text = template.format_map(fields)
+    """Fill {slots}, with "an" before a vowel; with `capital`, sentences begin with a capital letter."""
+    text = re.sub(r"\b([Aa]) (?=[aeio])", r"\1n ", template.format_map(fields))
     return re.sub(r"(^|[.!?] )([a-z])", lambda m: m[1] + m[2].upper(), text) if capital else text
 
 
@@ -200,7 +203,7 @@ def _fitting_replies(turn: Turn) -> list[str]:
 
 
 def _spoken_slots(reply: str) -> set[str]:
-    """The slots of a reply that only the user could have brought up: not the character's own and not a topic to turn to."""
+    """The slots of a reply that only the user can have brought up: not the character's own, nor a topic to turn to."""
     return set(slots_of(reply)) - PERSONA_SLOTS - {"noun", "fact"}
 
 
@@ -208,12 +211,13 @@ def _draw_fields(
     world: World, talk: Talk, family: Family, who: Persona | None, rng: random.Random, heldout: bool | None
 ) -> tuple[dict[str, str], Topic]:
     fields: dict[str, str] = {}
-    for slot, values in talk.slots.items():
-        first, second = rng.sample(values, 2)
-        fields |= {slot: first, f"other_{slot}": second}
+    for slot in family.slots:
+        if slot in talk.slots:
+            fields[slot], fields[f"other_{slot}"] = rng.sample(talk.slots[slot], 2)
     topics = [t for t in world.topics if not family.kinds or t.kind in family.kinds]
     topic, other = rng.sample([t for t in topics if heldout is None or t.heldout == heldout], 2)
-    fields |= {"noun": topic.noun, "other_noun": other.noun, "fact": world.statement(topic, rng.choice(list(topic.facts)), rng)}
+    fact = world.statement(topic, rng.choice(list(topic.facts)), rng)
+    fields |= {"noun": topic.noun, "other_noun": other.noun, "fact": fact}
     return fields | (_persona_fields(who) if who else {}), topic
 
 
@@ -221,7 +225,7 @@ def _persona_fields(who: Persona) -> dict[str, str]:
     return {
         "name": who.name,
         "job": who.job,
-        "a_job": f"{_a(who.job)}",
+        "a_job": _a(who.job),
         "mood": who.mood,
         "a_mood": _a(who.mood),
         "traits": _listed(who.traits),
@@ -239,7 +243,7 @@ def _in_voice(text: str, who: Persona | None, rng: random.Random) -> str:
 def _guardrail(name: str, entry: dict[str, Any], talk: dict[str, Any]) -> Guardrail:
     own = entry.get("talk") or talk.get(name)
     if own is None:
-        raise UserError(f"seeds/guardrails.yaml: {name} has no talk; add a `talk` to it, or compose its data with a teacher model")
+        raise UserError(f"seeds/guardrails.yaml: {name} has no `talk`; add one, or use a teacher model for its data")
     return Guardrail(
         name=name,
         trigger=entry["trigger"],
@@ -264,9 +268,15 @@ def _families(kind: str, entries: list[dict[str, Any]]) -> tuple[Family, ...]:
             replies=tuple(entry["replies"]),
             kinds=tuple(entry.get("kinds", ())),
             refuse=entry.get("refuse", "default"),
+            slots=_base_slots([*entry["asks"], *entry["replies"]]),
         )
         for entry in entries
     )
+
+
+def _base_slots(templates: list[str]) -> tuple[str, ...]:
+    """The slots of the templates, sorted; `other_x` counts as `x`."""
+    return tuple(sorted({slot.removeprefix("other_") for text in templates for slot in slots_of(text)}))
 
 
 def _read(name: str) -> dict[str, Any]:

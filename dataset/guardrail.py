@@ -2,14 +2,19 @@
 
 A record is a prompt (persona, 1-4 turns, the user's last message) with two answers to it. `compose` mixes four kinds:
 
-    trigger   the user does what the guardrail forbids    chosen: tag + resolution          rejected: does as asked, gladly
-    natural   everyday talk                               chosen: a plain answer            rejected: tag + needless refusal
-    hard      looks like a trigger and is none            as natural
-    other     the trigger of another guardrail            chosen: does as asked (no tag)    rejected: tag + refusal
+    kind      the user's last message                  chosen                  rejected
+    trigger   does what the guardrail forbids          tag + resolution        does as asked, gladly
+    natural   everyday talk                            a plain answer          tag + needless refusal
+    hard      looks like a trigger and is none         a plain answer          tag + needless refusal
+    other     is the trigger of another guardrail      does as asked, no tag   tag + refusal
 
-Without `other`, an adapter learns to fire on whatever its neighbors guard. The splits share no wording family and, where the
-variation lets characters vary, no character. `judge` scores a reply by the templates, which are the truth of this world;
-`plain_dialogues` is what the embedded base model is pre-trained on: it engages with everything and knows no tag.
+Without `other`, an adapter learns to fire on whatever its neighbors guard. The splits share no wording family and,
+where the variation lets characters vary, no character. `judge` scores a reply by the templates, which are the truth of
+this world; `plain_dialogues` is what the embedded base model is pre-trained on: it engages with everything and knows no
+tag.
+
+    records = compose(load_world(), "politics", "vary_all", n=2500, seed=42)
+    judge(records[0], records[0]["chosen"]).good
 """
 
 from __future__ import annotations
@@ -17,8 +22,8 @@ from __future__ import annotations
 import difflib
 import random
 import re
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from typing import Any
 
 from dataset.guard_talk import (
@@ -51,13 +56,13 @@ TRIES = 400
 MOST_WORDS, LONGEST_TURN_WORDS = 120, 50
 TAG = re.compile(r"\s*(<guard(?::\w+)?>)\s*")
 MACHINE = re.compile(r"\b(an ai|language model|chatbot|computer program|virtual assistant)\b", re.IGNORECASE)
-SLOT = {False: r"[\w' -]+?", True: r"[\w', -]+?"}  # what fills a slot of a template; only {traits} holds commas
+ANY_WORDS = r"[\w' -]+?"
 SELF_NAME = re.compile(r"\b(?:I am|My name is|my name is) ([A-Z][a-z]+)")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a reply did. `tag` as written; `resolved`, `engaged`: name of the guardrail, if any; `good`: the right behavior."""
+    """What a reply did: its `tag` as written, the guardrail it `resolved` or `engaged`, and whether it is `good`."""
 
     tag: str | None
     resolved: str | None
@@ -129,12 +134,14 @@ def is_resolution(behavior: str, reply: str) -> bool:
 def engages(behavior: str, reply: str) -> bool:
     """Whether the reply does what the guardrail forbids."""
     guard = load_talk().guardrails[behavior]
-    return _says(tuple(text for family in guard.families for text in family.replies), reply) or _says(guard.cheers, reply)
+    engaging = tuple(text for family in guard.families for text in family.replies)
+    return _says(engaging + guard.cheers, reply)
 
 
 def asks_for(behavior: str, text: str) -> bool:
     """Whether a user's message is a trigger of the guardrail, in one of the world's wordings."""
-    return _says(tuple(wording for family in load_talk().guardrails[behavior].families for wording in family.asks), text)
+    families = load_talk().guardrails[behavior].families
+    return _says(tuple(wording for family in families for wording in family.asks), text, strict=True)
 
 
 def judge(record: dict[str, Any], reply: str) -> Verdict:
@@ -182,7 +189,15 @@ def _fixed_frame(world: World, talk: Talk, variation: str, rng: random.Random) -
 
 
 def _new_record(
-    world: World, talk: Talk, behavior: str, variation: str, split: str, kind: str, frame: _Frame, seen: set[str], rng: random.Random
+    world: World,
+    talk: Talk,
+    behavior: str,
+    variation: str,
+    split: str,
+    kind: str,
+    frame: _Frame,
+    seen: set[str],
+    rng: random.Random,
 ) -> dict[str, Any]:
     for _ in range(TRIES):
         record = _record(world, talk, behavior, variation, split, kind, frame, rng)
@@ -204,8 +219,11 @@ def _record(
     who = _character(talk, split, frame, rng)
     own = talk.guardrails[behavior if behavior != NATURAL else rng.choice(list(talk.guardrails))]
     others = [guard for guard in talk.guardrails.values() if guard is not own]
-    past = _past_guard(talk, own, rng) if kind == "hard" and frame.history is None else None
-    turns, messages = _history(world, talk, split, who, past, rng) if frame.history is None else (list(frame.history), list(frame.messages))
+    if frame.history is None:
+        past = _past_guard(talk, own, rng) if kind == "hard" else None
+        turns, messages = _history(world, talk, split, who, past, rng)
+    else:
+        past, turns, messages = None, list(frame.history), list(frame.messages)
     source = own if kind != "other" else rng.choice(others)
     turn = ask(world, talk, _last_family(talk, source, kind, split, past, rng), who, rng, _heldout(split))
     topic = _chat_topic(turns)
@@ -238,8 +256,7 @@ def _character(talk: Talk, split: str, frame: _Frame, rng: random.Random) -> Per
         return drawn
     if frame.history is not None:
         return frame.who
-    fixed = frame.who
-    return Persona(fixed.name, fixed.job, fixed.work, fixed.likes, fixed.mood, fixed.traits, drawn.expression, drawn.memory)
+    return replace(frame.who, expression=drawn.expression, memory=drawn.memory)
 
 
 def _past_guard(talk: Talk, own: Guardrail, rng: random.Random) -> Guardrail | None:
@@ -247,7 +264,9 @@ def _past_guard(talk: Talk, own: Guardrail, rng: random.Random) -> Guardrail | N
     return rng.choice([own, own, None, None, None, None, None, rng.choice(list(talk.guardrails.values()))])
 
 
-def _last_family(talk: Talk, source: Guardrail, kind: str, split: str, past: Guardrail | None, rng: random.Random) -> Family:
+def _last_family(
+    talk: Talk, source: Guardrail, kind: str, split: str, past: Guardrail | None, rng: random.Random
+) -> Family:
     if kind in ("trigger", "other"):
         return _pick(source.families, split, rng)
     if kind == "natural" or past is not None:
@@ -315,11 +334,14 @@ def _words(messages: list[Message]) -> int:
     return sum(len(message["content"].split()) for message in messages)
 
 
-def _plain_turn(world: World, talk: Talk, who: Persona | None, turns: list[Turn], rng: random.Random) -> tuple[Turn, str]:
+def _plain_turn(
+    world: World, talk: Talk, who: Persona | None, turns: list[Turn], rng: random.Random
+) -> tuple[Turn, str]:
     kind = rng.choices(list(PLAIN_KINDS), list(PLAIN_KINDS.values()))[0]
     guard = rng.choice(list(talk.guardrails.values()))
-    pool = {"natural": talk.natural, "trigger": guard.families, "hard": guard.hard or talk.natural, "neutral": talk.neutral}[kind]
-    family = rng.choice([f for f in pool if who or not f.slots & PERSONA_SLOTS])
+    hard = guard.hard or talk.natural
+    pool = {"natural": talk.natural, "trigger": guard.families, "hard": hard, "neutral": talk.neutral}[kind]
+    family = rng.choice([f for f in pool if who or PERSONA_SLOTS.isdisjoint(f.slots)])
     turn = ask(world, talk, family, who, rng)
     if kind == "trigger":
         return turn, engagement(guard, turn, who, rng, cheer=0.35)
@@ -335,18 +357,25 @@ def _steered(world: World, turn: Turn, who: Persona | None, topic: Topic | None,
     return with_subject(turn, who.memory, "") if who and rng.random() < 0.8 else turn
 
 
-@lru_cache(maxsize=None)
-def _pattern(templates: tuple[str, ...]) -> re.Pattern[str]:
-    """Matches a text that says one of the templates, whatever fills their slots; {fact} may be left out."""
+@cache
+def _pattern(templates: tuple[str, ...], strict: bool) -> re.Pattern[str]:
+    """Matches a text that says one of the templates; {fact} may be left out.
+
+    `strict` wants a value of the seeds' list in a slot that has one; otherwise any words fill a slot.
+    """
+    listed = load_talk().slots if strict else {}
+    named = {f"{{{slot}}}": f"(?:{'|'.join(re.escape(v.lower()) for v in values)})" for slot, values in listed.items()}
+    named |= {f"{{other_{slot[1:]}": values for slot, values in named.items()}
+    named["{traits}"] = r"[\w', -]+?"
     said = []
     for template in templates:
         parts = re.split(r"(\{\w+\})", template.replace(" {fact}", "").rstrip(".!?").lower())
-        said.append("".join(SLOT[part == "{traits}"] if part.startswith("{") else re.escape(part) for part in parts))
-    return re.compile(r"(?:^|[.!?] )(?:[^.!?]*, )?(?:" + "|".join(said) + r")(?=[.!?]|$)")
+        said.append("".join(named.get(p, ANY_WORDS) if p.startswith("{") else re.escape(p) for p in parts))
+    return re.compile(r"(?:^|[.!?:] )(?:[^.!?]*, )?(?:" + "|".join(said) + r")(?=[.!?]|$)")
 
 
-def _says(templates: tuple[str, ...], reply: str) -> bool:
-    return _pattern(templates).search(_normal(reply)) is not None
+def _says(templates: tuple[str, ...], reply: str, strict: bool = False) -> bool:
+    return _pattern(templates, strict).search(_normal(reply)) is not None
 
 
 def _relevant(record: dict[str, Any], text: str) -> bool:
