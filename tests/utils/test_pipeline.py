@@ -138,24 +138,27 @@ def test_a_step_that_failed_runs_again_and_those_before_it_do_not(
 
 
 def test_a_file_of_the_user_is_never_taken_for_the_step_s_own(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    (world.folder / "b").write_text("mine")
-    world.run(end_step=1)
-    assert world.calls == [("copy", False)]
-    (world.folder / "b").write_text("edited")
-    world.run(end_step=1)
-    assert world.calls == [("copy", False)]
-
-    def fail(_: World, again: bool) -> None:
+    def refuse(_: World, again: bool) -> None:
         raise WorkError("no luck")
 
-    (world.folder / "b").unlink()
-    with monkeypatch.context() as patch:
-        patch.setattr(World, "_copy", fail)
-        with pytest.raises(WorkError):
+    def refused() -> None:
+        with monkeypatch.context() as patch, pytest.raises(WorkError):
+            patch.setattr(World, "_copy", refuse)
             world.run(end_step=1)
-    (world.folder / "b").write_text("mine")
-    world.run(end_step=1)
-    assert world.calls == [("copy", False)]
+
+    def next_is_told() -> bool:
+        world.run(end_step=1)
+        return world.calls == [("copy", True)]
+
+    (world.folder / "b").write_text("stood there before")
+    refused()
+    assert not next_is_told()
+    (world.folder / "b").write_text("edited since")
+    assert not next_is_told()
+    (world.folder / "b").unlink()
+    refused()
+    (world.folder / "b").write_text("put there after a step that wrote nothing")
+    assert not next_is_told()
 
 
 KILLED = """
