@@ -370,8 +370,13 @@ def _pattern(templates: tuple[str, ...], strict: bool) -> re.Pattern[str]:
     said = []
     for template in templates:
         parts = re.split(r"(\{\w+\})", template.replace(" {fact}", "").rstrip(".!?").lower())
-        said.append("".join(named.get(p, ANY_WORDS) if p.startswith("{") else re.escape(p) for p in parts))
+        said.append("".join(named.get(p, ANY_WORDS) if p.startswith("{") else _literal(p) for p in parts))
     return re.compile(r"(?:^|[.!?:] )(?:[^.!?]*, )?(?:" + "|".join(said) + r")(?=[.!?]|$)")
+
+
+def _literal(part: str) -> str:
+    """The words of a template between two slots; "a" before a slot may have become "an"."""
+    return re.sub(r"(^|(?<=\ ))a\\ $", r"an?\\ ", re.escape(part))
 
 
 def _says(templates: tuple[str, ...], reply: str, strict: bool = False) -> bool:
