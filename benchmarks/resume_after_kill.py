@@ -68,7 +68,7 @@ def _flag(name: str, value: Any) -> list[str]:
     if value is True or value is False:
         return [f"--{name}", str(value).lower()]
     if isinstance(value, list):
-        return [f"--{name}", json.dumps(value)]
+        return [f"--{name}", *(str(item) for item in value)]
     return [f"--{name}", str(value)]
 
 

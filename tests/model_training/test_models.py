@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,16 @@ def test_generation_stops_at_the_token_that_ends_a_turn(family: str, end: str, t
     assert end_of_turn_id(tokenizer) in model.generation_config.eos_token_id
     assert tokenizer.eos_token_id in end_token_ids(model, tokenizer)
     assert model.dtype == (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+
+
+def test_decoding_is_byte_for_byte(tiny_model: BuildModel, tmp_path: Path) -> None:
+    """Llama 3 asks for its spaces to be cleaned up, which would move every character after them."""
+    shutil.copytree(tiny_model("llama"), tmp_path / "model")
+    file = tmp_path / "model" / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) | {"clean_up_tokenization_spaces": True}
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    tokenizer = load_tokenizer(str(tmp_path / "model"))
+    assert tokenizer.decode(tokenizer("Well , no .")["input_ids"]) == "Well , no ."
 
 
 def test_a_thinking_template_is_asked_not_to_think(tiny_model: BuildModel) -> None:

@@ -15,6 +15,8 @@ def test_a_killed_and_resumed_run_ends_like_the_undisturbed_one(tmp_path: Path, 
         "dataset_path": str(make_records(tmp_path / "data.json")),
         "reward_funcs": ["format", "tests.model_training.tiny_models:letters_reward"],
         "max_completion_length": 16,
+        "sft_steps": 8,
+        "max_steps": 8,
     }
     kills, differences = kill_train(tmp_path, TRAIN_OPTIONS | options, kills=2, seed=3)
     assert differences == []
@@ -22,6 +24,6 @@ def test_a_killed_and_resumed_run_ends_like_the_undisturbed_one(tmp_path: Path, 
 
 
 def test_a_killed_prepare_data_leaves_all_or_nothing(tmp_path: Path) -> None:
-    kills, differences = kill_prepare_data(tmp_path, {"num_records": 200}, kills=3, seed=0)
+    kills, differences = kill_prepare_data(tmp_path, {"num_records": 200}, kills=2, seed=0)
     assert differences == []
-    assert len(kills) == 3
+    assert len(kills) == 2
