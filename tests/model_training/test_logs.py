@@ -86,7 +86,7 @@ def test_a_resumed_log_remembers_its_window_and_what_it_raised(
 
 def test_samples_are_the_first_of_the_event_and_missing_values_are_left_out(tmp_path: Path) -> None:
     log = make_log(tmp_path)
-    nothing = {"visible": None, "hidden": None, "failure": "no_tags", "rewards": {}, "total": 0.0}
+    nothing: dict[str, Any] = {"visible": None, "hidden": None, "failure": "no_tags", "rewards": {}, "total": 0.0}
     log.samples = [{"prompt": "p", "completion": str(i)} | nothing for i in range(5)]
     log_event(log, 1, entropy=None, epoch=0.5)
     log.on_log(ARGS, SimpleNamespace(global_step=1, max_steps=30), None, logs={"train_runtime": 1.0})

@@ -199,7 +199,8 @@ def test_the_same_batch_in_other_pieces_gives_the_same_trajectory(root: Path, ti
 
 def test_the_seed_and_the_learning_rate_change_the_run(root: Path, tiny_model: BuildModel) -> None:
     adapters = []
-    for i, options in enumerate([{}, {"seed": 1}, {"learning_rate": 1e-3}]):
+    choices: list[dict[str, Any]] = [{}, {"seed": 1}, {"learning_rate": 1e-3}]
+    for i, options in enumerate(choices):
         outputs: dict[str, Any] = {"output_dir": str(root / f"{i}"), "save_lora_path": str(root / f"lora {i}")}
         train(small_config(root, tiny_model("llama"), sft_steps=0, **options, **outputs))
         adapters.append(weights_of(root / f"lora {i}"))
