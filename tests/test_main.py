@@ -16,7 +16,9 @@ import pytest
 
 import main
 import visualize_training
+from dataset.world import load_world
 from model_training.config import PrepareDataConfig, TrainConfig
+from model_training.options import parse
 from tests.utils.make_run import make_run
 from utils.errors import UserError, WorkError
 
@@ -195,6 +197,23 @@ def test_the_generic_names_are_ours() -> None:
     code = f"import {', '.join(names)}; print({', '.join(f'{name}.__file__' for name in names)}, sep=chr(10))"
     paths = python(code).stdout.splitlines()
     assert [Path(path).parent.relative_to(ROOT).name for path in paths] == names
+
+
+# --- make demo ------------------------------------------------------------------------------------------------------
+
+
+def test_the_demo_asks_what_training_never_met() -> None:
+    asked = (ROOT / "configs" / "demo_queries.txt").read_text(encoding="utf-8").splitlines()
+    assert len(asked) == 3
+    assert set(asked) <= {query.text for query in load_world().heldout_queries()}
+
+
+def test_the_demo_talks_to_the_adapter_that_it_trained() -> None:
+    config = ["--config", str(ROOT / "configs" / "demo.yaml")]
+    trained = parse(["--mode", "pipeline", *config], main.TASKS).config
+    asked = parse(["--mode", "generate", *config], main.TASKS).config
+    assert (trained.model_name, trained.output_dir) == ("tiny", "outputs/demo")
+    assert (asked.model_name, asked.save_lora_path) == (trained.model_name, trained.save_lora_path)
 
 
 # --- visualize_training.py ------------------------------------------------------------------------------------------
