@@ -129,7 +129,7 @@ def test_panels_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     evil = "[bold]A moose[/bold] \x1b[2J"
     show("both", "Q", 0, f"<visible>{evil}<hidden>I yawn.", "query 1, sample 1")
-    out = terminal.getvalue()
+    out = re.sub("\x1b\\[[0-9;]*m", "", terminal.getvalue())
     assert "[bold]A moose[/bold] ⟨U+001B⟩[2J" in out
     assert "Broken format" in out
     assert out.index("─ visible") < out.index("A moose") < out.index("─ hidden") < out.index("I yawn.")
