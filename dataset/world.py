@@ -86,11 +86,11 @@ class World:
 
     def train_query(self, rng: random.Random) -> Query:
         """A random question in a training wording about a subject that is not held out."""
-        return self._draw(rng, heldout=False, everyday_share=0.35)
+        return self._draw(rng, heldout=False, everyday_share=0.45)
 
     def any_query(self, rng: random.Random) -> Query:
         """A random question in any wording about any subject: what the base model is pre-trained on."""
-        return self._draw(rng, heldout=None, everyday_share=0.35)
+        return self._draw(rng, heldout=None, everyday_share=0.45)
 
     def heldout_queries(self) -> list[Query]:
         """Every question whose wording and subject are both held out, in a fixed order that interleaves the categories."""
@@ -133,7 +133,7 @@ class World:
 
     def _draw(self, rng: random.Random, heldout: bool | None, everyday_share: float) -> Query:
         if rng.random() < everyday_share:
-            theme = rng.choice(list(self.themes))
+            theme = rng.choices(list(self.themes), [4 if "items" in t else 2 for t in self.themes.values()])[0]
             return self._everyday_query(theme, rng, heldout)
         topic = rng.choice([t for t in self.topics if heldout is None or t.heldout == heldout])
         attribute = rng.choice([None, None, *topic.facts])
@@ -230,7 +230,7 @@ def load_world() -> World:
     for kind, entries in topics["topics"].items():
         for name, facts in entries.items():
             has_article = topics["kinds"][kind]["article"] != (name in other_article)
-            noun = f"{'an' if name[0] in 'aeio' else 'a'} {name}" if has_article else name
+            noun = f"{'an' if name[0] in 'aeiou' else 'a'} {name}" if has_article else name
             listed.append(Topic(name, noun, kind, facts, name in heldout))
     return World(
         topics=tuple(listed),

@@ -1,0 +1,89 @@
+"""Spill-over: what happens to the hidden part when only the visible part is asked to change.
+
+    python -m benchmarks.credit --seeds 1 2 3
+
+GRPO on the embedded model with two rewards alone: strict format (of both parts) and brevity of the *visible* part. No reward
+speaks of the hidden thought, so any change of it is spill-over. Each seed trains one warm-up, then GRPO twice from there,
+with credit to the whole completion and with credit by segment; all are measured on the same held-out queries. The table pools
+the seeds; intervals are 95 % bootstrap intervals over queries (a query's seeds stay together).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from evaluation.statistics import Estimate, cells, mean
+
+MAIN = Path(__file__).resolve().parent.parent / "main.py"
+METRICS = {"strict": "strict_format_rate", "visible words": "visible_words", "hidden well-formed": "hidden_wellformed_rate"}
+REWARDS = ["format", "brevity_visible"]
+
+
+def main() -> None:
+    """Run what has not run yet, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--steps", type=int, default=100, help="GRPO steps")
+    parser.add_argument("--num_queries", type=int, default=240)
+    parser.add_argument("--work_dir", type=Path, default=Path("outputs/credit"))
+    arguments = parser.parse_args()
+    for seed in arguments.seeds:
+        for credit in ("completion", "segment"):
+            run(arguments.work_dir, seed, credit, arguments.steps, arguments.num_queries)
+    print_table(arguments.work_dir, arguments.seeds, arguments.steps)
+
+
+def run(work_dir: Path, seed: int, credit: str, steps: int, num_queries: int) -> None:
+    """Train and evaluate one seed with one kind of credit, unless its numbers are there already."""
+    output = work_dir / f"{credit}-{seed}"
+    if (output / "evaluation" / "secret.json").is_file():
+        return
+    dataset, adapter = work_dir / "data.json", work_dir / f"{credit}-{seed}-lora"
+    if not dataset.is_file():
+        command("prepare_data", "--dataset_path", dataset)
+    common = ["--model_name", "tiny", "--output_dir", output, "--save_lora_path", adapter, "--seed", seed]
+    train = ["--dataset_path", dataset, "--credit", credit, "--max_steps", steps, "--reward_funcs", *REWARDS]
+    command("train", *common, *train, "--overwrite")
+    compare = ["--compare", f"warmup={output / 'warmup_lora'}"]
+    command("evaluate", *common, *compare, "--num_queries", num_queries, "--reward_funcs", *REWARDS)
+
+
+def command(mode: str, *options: object) -> None:
+    """One call of main.py, its output on ours; a failure ends the benchmark."""
+    print(f"$ main.py --mode {mode} {' '.join(map(str, options))}", flush=True)
+    subprocess.run([sys.executable, str(MAIN), "--mode", mode, *map(str, options)], check=True)
+
+
+def print_table(work_dir: Path, seeds: list[int], steps: int) -> None:
+    """One row a model, the seeds pooled by query."""
+    rows = [("after SFT", "segment", "warmup"), ("credit to the completion", "completion", "adapter")]
+    rows.append(("credit by segment", "segment", "adapter"))
+    print(f"\nGRPO steps {steps}, seeds {seeds}, rewards {REWARDS}; value [95 % interval], queries\n")
+    print(f"{'':26}" + "".join(f"{title:>30}" for title in METRICS))
+    for title, credit, model in rows:
+        items = [row for seed in seeds for row in model_rows(work_dir / f"{credit}-{seed}", model)]
+        estimates = [by_query(items, metric) for metric in METRICS.values()]
+        print(f"{title:26}" + "".join(f"{e['value']:12.3f} [{e['low']:.3f}, {e['high']:.3f}]" for e in estimates))
+
+
+def model_rows(run_dir: Path, model: str) -> list[dict[str, Any]]:
+    """The raw evaluation rows of one model of one run."""
+    lines = (run_dir / "evaluation" / "secret_items.jsonl").read_text("utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if row["model"] == model]
+
+
+def by_query(items: list[dict[str, Any]], metric: str) -> Estimate:
+    """Mean and interval of one metric, queries as the unit."""
+    values: dict[str, list[float | None]] = {}
+    for row in items:
+        values.setdefault(row["query_id"], []).append(row["scores"][metric])
+    return mean(cells(list(values.values())), seed=0)
+
+
+if __name__ == "__main__":
+    main()
