@@ -56,7 +56,10 @@ def compose(world: World, num_records: int, seed: int) -> list[Record]:
 
 
 def plain_dialogues(world: World, rng: random.Random, n: int, markup: dict[str, list[str]]) -> list[list[Message]]:
-    """Conversations to pre-train the base model on: questions and answers, thoughts, single blocks of other markup."""
+    """Conversations to pre-train the base model on: questions and answers, thoughts, single blocks of other markup.
+
+    `markup` is `seeds/markup.yaml`, with an entry `pieces`: the pieces that made-up tag words are put together from.
+    """
     return [_plain_dialogue(world, rng, markup) for _ in range(n)]
 
 
@@ -75,7 +78,9 @@ def _record(query: Query, world: World, rng: random.Random, split: str) -> Recor
 def _plain_dialogue(world: World, rng: random.Random, markup: dict[str, list[str]]) -> list[Message]:
     query = world.any_query(rng)
     answer, thought = world.answer(query, rng), world.thought(query, rng)
-    style = rng.choices(["plain", "followup", "thought", "markup"], [0.35, 0.1, 0.2, 0.35])[0]
+    style = rng.choices(["lesson", "plain", "followup", "thought", "markup"], [0.35, 0.2, 0.05, 0.12, 0.28])[0]
+    if style == "lesson":
+        return _lesson(world, rng)
     if style == "plain":
         return _turns(_maybe(markup["plain_systems"], rng), query.text, answer)
     if style == "followup":
@@ -85,11 +90,22 @@ def _plain_dialogue(world: World, rng: random.Random, markup: dict[str, list[str
         if rng.random() < 0.5:
             return _turns(rng.choice(markup["thought_systems"]), query.text, thought)
         return _turns("", query.text, answer, rng.choice(markup["thought_asks"]), thought)
-    tag, body = rng.choice(markup["tags"]), rng.choice([answer, answer, thought])
+    tag = rng.choice(markup["tags"]) if rng.random() < 0.5 else _made_up_word(markup["pieces"], rng)
+    body = rng.choice([answer, answer, thought])
     block = f"<{tag}>\n{body}\n</{tag}>"
     if rng.random() < 0.5:
         return _turns(rng.choice(markup["systems"]).format(tag=tag), query.text, block)
     return _turns("", f"{query.text} {rng.choice(markup['asks']).format(tag=tag)}", block)
+
+
+def _lesson(world: World, rng: random.Random) -> list[Message]:
+    """Several questions about one topic in a row, so that its facts are met together."""
+    topic = rng.choice(world.topics)
+    turns: list[str] = []
+    for attribute in rng.sample(list(topic.facts), 3):
+        split = rng.choice(["train", "train", "heldout"])
+        turns += [world.question(topic, attribute, rng, split), world.statement(topic, attribute, rng)]
+    return _turns("", *turns)
 
 
 def _turns(system: str, *texts: str) -> list[Message]:
@@ -99,3 +115,8 @@ def _turns(system: str, *texts: str) -> list[Message]:
 
 def _maybe(systems: list[str], rng: random.Random) -> str:
     return rng.choice(systems) if rng.random() < 0.4 else ""
+
+
+def _made_up_word(pieces: list[str], rng: random.Random) -> str:
+    """A tag word that means nothing: the base learns to copy a tag from the request, whatever it is made of."""
+    return "".join(rng.choice(pieces) for _ in range(rng.choice([2, 2, 3])))
