@@ -26,3 +26,11 @@ def test_more_models_than_fit_go_below_and_nothing_is_lost() -> None:
 def test_numbers_of_a_column_end_together() -> None:
     lines = table("metric", ["base"], [("a", ["1"]), ("bb", ["1234567"])]).splitlines()
     assert lines == ["metric     base", "a             1", "bb      1234567"]
+
+
+def test_no_width_of_numbers_breaks_the_limit() -> None:
+    for length in range(10, 45):
+        text = table("metric", ["a", "b", "c", "d"], [("x" * 22, ["9" * length] * 4)])
+        widest = max(map(len, text.splitlines()))
+        assert widest <= 100
+        assert widest + 2 + length > 100 or text.count("\n") == 1, "no column goes below that would have fitted"
