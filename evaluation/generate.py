@@ -175,7 +175,11 @@ def _show_part(part: str, completion: str, place: str) -> None:
 def _show_both(query: str, completion: str, place: str, first: bool) -> None:
     lenient = parse_lenient(completion)
     broken = parse(completion).failure is not None
-    note = f"Broken format: {_fault(completion)}. Read leniently, for display alone." if broken else None
+    note = (
+        f"Broken format: {_fault(completion)}. Read leniently, for display alone (--show raw for all of it)."
+        if broken
+        else None
+    )
     if sys.stdout.isatty():
         _panels(query, lenient, note)
         return

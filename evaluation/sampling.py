@@ -197,7 +197,8 @@ def _complete(
         eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,
     )
-    pick = [_picker(uniforms_BT, prompt_tokens, temperature, top_p)] if temperature > 0 else []
+    device_uniforms_BT = torch.from_numpy(uniforms_BT).to(model.device)
+    pick = [_picker(device_uniforms_BT, prompt_tokens, temperature, top_p)] if temperature > 0 else []
     try:
         with torch.inference_mode():
             sequences = model.generate(
@@ -217,14 +218,14 @@ def _complete(
 
 
 def _picker(
-    uniforms_BT: np.ndarray[Any, Any], prompt_tokens: int, temperature: float, top_p: float
+    uniforms_BT: torch.Tensor, prompt_tokens: int, temperature: float, top_p: float
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """A logits processor that draws the token itself and leaves greedy decoding nothing else to choose."""
     import torch
 
     def pick(ids_BL: torch.Tensor, logits_BV: torch.Tensor) -> torch.Tensor:
         step = ids_BL.shape[1] - prompt_tokens
-        uniforms_B1 = torch.from_numpy(uniforms_BT[:, step : step + 1]).to(logits_BV.device)
+        uniforms_B1 = uniforms_BT[:, step : step + 1]
         probabilities_BV = torch.softmax(logits_BV.double() / temperature, dim=-1)
         if top_p < 1:
             sorted_BV = probabilities_BV.sort(dim=-1, descending=True).values

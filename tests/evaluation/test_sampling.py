@@ -57,7 +57,7 @@ def test_temperature_zero_is_greedy(models: dict[str, Any]) -> None:
 
 def test_tokens_are_drawn_with_their_probabilities() -> None:
     probabilities = torch.tensor([0.5, 0.05, 0.3, 0.15])
-    uniforms = np.random.default_rng(0).random((4000, 1))
+    uniforms = torch.from_numpy(np.random.default_rng(0).random((4000, 1)))
     logits = probabilities.log().expand(4000, 4)
     everything = drawn(uniforms, logits, temperature=1.0, top_p=1.0)
     assert [everything[token] / 4000 for token in range(4)] == pytest.approx(probabilities.tolist(), abs=0.02)
@@ -66,7 +66,7 @@ def test_tokens_are_drawn_with_their_probabilities() -> None:
 
 
 def test_nucleus_is_the_fewest_tokens_that_reach_top_p() -> None:
-    uniforms = np.random.default_rng(0).random((2000, 1))
+    uniforms = torch.from_numpy(np.random.default_rng(0).random((2000, 1)))
     logits = torch.tensor([0.5, 0.05, 0.3, 0.15]).log().expand(2000, 4)
     assert set(drawn(uniforms, logits, 1.0, 0.79)) == {0, 2}
     assert set(drawn(uniforms, logits, 1.0, 0.81)) == {0, 2, 3}
@@ -76,7 +76,7 @@ def test_nucleus_is_the_fewest_tokens_that_reach_top_p() -> None:
 
 
 def test_uniforms_at_the_edges_draw_possible_tokens() -> None:
-    uniforms = np.array([[0.0], [np.nextafter(1.0, 0.0)]])
+    uniforms = torch.tensor([[0.0], [np.nextafter(1.0, 0.0)]], dtype=torch.float64)
     logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]] * 2)
     assert sampling._picker(uniforms, 0, 1.0, 1.0)(torch.zeros(2, 0), logits).argmax(1).tolist() == [1, 2]
 
