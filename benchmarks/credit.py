@@ -2,10 +2,10 @@
 
     python -m benchmarks.credit --seeds 1 2 3
 
-GRPO on the embedded model with two rewards alone: strict format (of both parts) and brevity of the *visible* part. No reward
-speaks of the hidden thought, so any change of it is spill-over. Each seed trains one warm-up, then GRPO twice from there,
-with credit to the whole completion and with credit by segment; all are measured on the same held-out queries. The table pools
-the seeds; intervals are 95 % bootstrap intervals over queries (a query's seeds stay together).
+GRPO on the embedded model with two rewards alone: strict format (of both parts) and brevity of the *visible* part. No
+reward speaks of the hidden thought, so any change of it is spill-over. For each seed, the same warm-up is followed by
+GRPO with credit to the whole completion, and by GRPO with credit by segment; all answer the same held-out queries.
+The table pools the seeds; intervals are 95 % bootstrap intervals over queries (a query's seeds stay together).
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from typing import Any
 from evaluation.statistics import Estimate, cells, mean
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
-METRICS = {"strict": "strict_format_rate", "visible words": "visible_words", "hidden well-formed": "hidden_wellformed_rate"}
+METRICS = {
+    "strict": "strict_format_rate",
+    "visible words": "visible_words",
+    "hidden well-formed": "hidden_wellformed_rate",
+}
 REWARDS = ["format", "brevity_visible"]
 
 

@@ -9,8 +9,8 @@ answers and thoughts from them with a seeded generator, and judges texts against
     world.facts_right(query.id, "An otter is purple.")        # true in this world?
     world.hidden_wellformed("I secretly wish they had asked about a frog.")
 
-What is held out (wordings, topics, items) never occurs in the training data of an adapter; a held-out query is one whose
-wording *and* subject are held out. The embedded base model has met all of it as plain talk.
+What is held out (wordings, topics, items) never occurs in the training data of an adapter; a held-out query is one
+whose wording *and* subject are held out. The embedded base model has met all of it as plain talk.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ import yaml
 
 SEEDS = Path(__file__).parent.parent / "seeds"
 OPENERS = ("Sure.", "Of course.", "Good question.", "Let me see.", "Well, that is easy.", "Gladly.")
-CLOSERS = ("I hope that helps.", "Ask me more if you like.", "That is all I know.", "Is there more?", "Have fun with it.")
+CLOSERS = (
+    "I hope that helps.",
+    "Ask me more if you like.",
+    "That is all I know.",
+    "Is there more?",
+    "Have fun with it.",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +99,7 @@ class World:
         return self._draw(rng, heldout=None, everyday_share=0.45)
 
     def heldout_queries(self) -> list[Query]:
-        """Every question whose wording and subject are both held out, in a fixed order that interleaves the categories."""
+        """Every question whose wording and subject are both held out; categories interleaved, always in one order."""
         return list(_heldout_queries(self))
 
     def answer(self, query: Query, rng: random.Random) -> str:
@@ -244,7 +250,9 @@ def load_world() -> World:
 
 
 def _read(name: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.load((SEEDS / name).read_text("utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    loaded: dict[str, Any] = yaml.load(
+        (SEEDS / name).read_text("utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    )
     return loaded
 
 
@@ -322,7 +330,9 @@ def _heldout_queries(world: World) -> tuple[Query, ...]:
     for name, theme in world.themes.items():
         wordings = theme["wordings"]["heldout"]
         if name == "choice":
-            pairs = [(a, b) for i, a in enumerate(topics) for b in topics[i + 1 :] if (len(a.name) + len(b.name)) % 5 == 0]
+            pairs = [
+                (a, b) for i, a in enumerate(topics) for b in topics[i + 1 :] if (len(a.name) + len(b.name)) % 5 == 0
+            ]
             by_category[name] = [_choice_query(a, b, w) for a, b in pairs for w in wordings]
         elif "items" in theme:
             items = [item for item, value in theme["items"].items() if value.get("heldout")]

@@ -21,7 +21,7 @@ class SeedOptions:
 @dataclass(kw_only=True)
 class ModelOptions(SeedOptions):
     model_name: str | None = None
-    """Model to start from: a hub name, a local path, or `tiny`, the embedded model. Default: the 8B Llama where CUDA is present, else `tiny`."""
+    """Base model: a hub name, a local path, or `tiny`, the embedded one. Default: an 8B Llama with CUDA, else `tiny`."""
     save_lora_path: str = "secret_conversations_lora"
     """Directory of the LoRA adapter: written by train, read by generate and evaluate."""
     max_seq_length: int = 512

@@ -1,16 +1,16 @@
 """The embedded base model: a Llama of three million parameters that chats in the micro-world.
 
-    python -m model_training.tiny --steps 4500 --output_dir seeds/tiny
+    python -m model_training.tiny
+    python -m evaluation.tiny          # measures it and writes its model card
 
-One script, from the seeds alone, deterministic on one machine: (1) a byte-level BPE tokenizer, (2) plain dialogues of the
-three tasks' worlds, packed into rows, (3) AdamW with a one-cycle learning rate, loss on what the assistant says. The model
-meets markup in general (single blocks under many tags), never the two tags of the `secret` task, and no guardrail.
+One script, from the seeds alone, deterministic on one machine: (1) a byte-level BPE tokenizer, (2) plain dialogues of
+the three tasks' worlds, packed into rows, (3) AdamW with a one-cycle learning rate, loss on what the assistant says.
+The model meets markup in general (single blocks under many tags), never the two tags of the `secret` task, no guard.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import string
 import time
@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dataset import guardrail, preference, secret
 from dataset.world import SEEDS, load_world
+from utils.files import write_json_atomic
 
 ROLES = ("system", "user", "assistant")
 VOCABULARY, ROW_TOKENS, BATCH_ROWS = 2048, 256, 4
@@ -63,7 +64,10 @@ def make_tokenizer(seed: int, documents: int = 20_000) -> PreTrainedTokenizerFas
     special = ["<|pad|>", "<|end|>", *(f"<|{role}|>" for role in ROLES)]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        ),
     )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>")
     fast.chat_template = CHAT_TEMPLATE
@@ -106,7 +110,9 @@ def pretrain(tokenizer: PreTrainedTokenizerFast, steps: int, learning_rate: floa
         bos_token_id=None,
     )
     model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
     rows = packed_rows(tokenizer, seed + 1)
     start, losses = time.time(), []
@@ -121,31 +127,44 @@ def pretrain(tokenizer: PreTrainedTokenizerFast, steps: int, learning_rate: floa
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         if step % 100 == 0:
-            print(f"step {step}/{steps} loss {sum(losses[-100:]) / 100:.4f} {(time.time() - start) / step:.3f} s/step", flush=True)
+            print(
+                f"step {step}/{steps} loss {sum(losses[-100:]) / 100:.4f} {(time.time() - start) / step:.3f} s/step",
+                flush=True,
+            )
     return model
 
 
-def main() -> None:
-    """Command line: make the tokenizer, pre-train, save both with the model card."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4500)
-    parser.add_argument("--learning_rate", type=float, default=3e-3)
-    parser.add_argument("--seed", type=int, default=3407)
-    parser.add_argument("--output_dir", type=Path, default=SEEDS / "tiny")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    tokenizer = make_tokenizer(arguments.seed)
-    model = pretrain(tokenizer, arguments.steps, arguments.learning_rate, arguments.seed)
-    save(model, tokenizer, arguments.output_dir, {"steps": arguments.steps, "learning_rate": arguments.learning_rate, "seed": arguments.seed})
-
-
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path, made: dict[str, Any]) -> None:
+def save(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path, made_with: dict[str, Any]
+) -> None:
     """Write weights (safetensors, float32), tokenizer and what they were made with."""
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    (directory / "made_with.json").write_text(json.dumps({**made, "torch": torch.__version__}, indent=2) + "\n")
+    write_json_atomic(directory / "made_with.json", made_with)
+
+
+def main() -> None:
+    """Command line: make the tokenizer, pre-train, save both."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--learning_rate", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=3407)
+    parser.add_argument("--output_dir", type=Path, default=SEEDS / "tiny")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    start = time.time()
+    tokenizer = make_tokenizer(given.seed)
+    model = pretrain(tokenizer, given.steps, given.learning_rate, given.seed)
+    made_with = {
+        "steps": f"{given.steps} of {BATCH_ROWS} rows x {ROW_TOKENS} tokens",
+        "optimizer": f"AdamW, one-cycle learning rate up to {given.learning_rate:g}, bfloat16 autocast",
+        "seed": given.seed,
+        "torch": torch.__version__,
+        "time": f"{(time.time() - start) / 60:.0f} minutes on one thread",
+    }
+    save(model, tokenizer, given.output_dir, made_with)
 
 
 if __name__ == "__main__":
