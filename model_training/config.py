@@ -21,7 +21,7 @@ class SeedOptions:
 @dataclass(kw_only=True)
 class ModelOptions(SeedOptions):
     model_name: str | None = None
-    """Base model: a hub name, a local path, or `tiny`, the embedded one. Default: an 8B Llama with CUDA, else `tiny`."""
+    """Base model: a hub name, a local path, or `tiny`, the embedded one. Default: 8B Llama with CUDA, else `tiny`."""
     save_lora_path: str = "secret_conversations_lora"
     """Directory of the LoRA adapter: written by train, read by generate and evaluate."""
     max_seq_length: int = 512
