@@ -45,11 +45,13 @@ def compose(world: World, num_records: int, seed: int) -> list[Record]:
         query = world.train_query(rng)
         record = _record(query, world, rng, "train")
         key = (query.text, record["visible"], record["hidden"])
-        if key not in seen:
+        if key not in seen and not _repeats(record["visible"], record["hidden"]):
             seen.add(key)
             records.append({"id": f"train-{len(records):05d}", **record})
     if len(records) < num_records:
-        raise UserError(f"--num_records {num_records}: the micro-world gave only {len(records)} distinct records; ask for fewer")
+        raise UserError(
+            f"--num_records {num_records}: the micro-world gave only {len(records)} distinct records; ask for fewer"
+        )
     for number, query in enumerate(world.heldout_queries()):
         records.append({"id": f"test-{number:05d}", **_record(query, world, rng, "test")})
     return records
@@ -73,6 +75,14 @@ def _record(query: Query, world: World, rng: random.Random, split: str) -> Recor
         "source": "micro-world",
         "query": query.id,
     }
+
+
+def _repeats(visible: str, hidden: str, words: int = 6) -> bool:
+    """Whether the thought repeats that many words in a row of the answer: it would be a leak."""
+    runs = [
+        {tuple(part[i : i + words]) for i in range(len(part) - words + 1)} for part in (visible.split(), hidden.split())
+    ]
+    return bool(runs[0] & runs[1])
 
 
 def _plain_dialogue(world: World, rng: random.Random, markup: dict[str, list[str]]) -> list[Message]:
