@@ -9,7 +9,8 @@
     finish_run(run, "done")
 
 Two runs never mix: a directory that is not empty is refused unless the run in it is resumed or overwritten, and so is
-one whose process still lives. A run killed between checkpoints repeats some steps after `--resume`; nothing is deleted:
+one whose process still lives. Only other runs below it do not count: `outputs` may hold `outputs/demo`, and the
+overwriting of the one never touches the other. A run killed between checkpoints repeats some steps after `--resume`; nothing is deleted:
 each row carries `resumes`, how often the run had been resumed, and readers keep the newest rows of each step.
 Keys and tokens never reach the manifest.
 """
@@ -199,11 +200,13 @@ def _refuse_unless_empty(run: Path) -> None:
     found = _entries(run)
     if MANIFEST in found:
         _refuse_if_alive(run, _own_manifest(run))
-    if found:
+    if MANIFEST in found:
         raise UserError(
             f"{run} is not empty (it holds {_some(found)}); continue its run with --resume, start afresh with "
             "--overwrite, or choose another --output_dir"
         )
+    if found:
+        raise UserError(f"{run} is not empty: it holds {_some(found)} and no run; choose another --output_dir")
 
 
 def _own_manifest(run: Path) -> dict[str, Any]:
@@ -275,8 +278,19 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _entries(run: Path) -> list[str]:
-    names = sorted(entry.name for entry in run.iterdir() if not LEFTOVER.fullmatch(entry.name))
+    """What counts as content: neither what a killed write left behind nor other runs that lie below."""
+    names = sorted(
+        entry.name for entry in run.iterdir() if not LEFTOVER.fullmatch(entry.name) and not _holds_other_runs(entry)
+    )
     return [] if names == [PIPELINE_FILE] else names
+
+
+def _holds_other_runs(entry: Path) -> bool:
+    """Whether a directory is a run of its own or, as a benchmark's, has runs in it."""
+    if entry.name in RUN_FILES or not entry.is_dir():
+        return False
+    folders = [entry, *(folder for folder in entry.iterdir() if folder.is_dir())]
+    return any((folder / name).is_file() for folder in folders for name in (MANIFEST, PIPELINE_FILE))
 
 
 def _some(names: list[str]) -> str:

@@ -108,6 +108,34 @@ def test_pipeline_file_and_leftovers_do_not_fill_a_directory(tmp_path: Path) -> 
     assert read_manifest(_open(tmp_path))["status"] == "running"
 
 
+def test_runs_below_a_directory_are_no_content_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`make demo` leaves outputs/demo, benchmarks/credit.py a folder of runs; `--output_dir outputs` starts beside."""
+    _open(tmp_path / "demo")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "pipeline.json").write_text("{}")
+    _open(tmp_path / "credit" / "segment-1")
+    (tmp_path / "credit" / "data.json").write_text("[]")
+    others = _tree(tmp_path)
+    _open(tmp_path)
+    log_metrics(tmp_path, {"step": 1, "split": "sft"})
+    with pytest.raises(UserError, match=r"it holds manifest\.json, metrics\.jsonl\)"):
+        _open(tmp_path)
+    _open(tmp_path, overwrite=True)
+    assert _tree(tmp_path).items() >= others.items()
+    assert set(_tree(tmp_path)) - set(others) == {"manifest.json"}
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["notes/manifest.txt", "notes/a/b/manifest.json", "evaluation/manifest.json", "x.txt"])
+def test_whatever_else_a_directory_holds_is_content(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    holds = Path(name).parts[0]
+    with pytest.raises(UserError, match=rf"is not empty: it holds {holds} and no run; choose another --output_dir"):
+        _open(tmp_path)
+    assert set(_tree(tmp_path)) == {name}
+
+
 def test_a_file_in_its_place_and_an_unwritable_place(tmp_path: Path, dataset: Path) -> None:
     with pytest.raises(UserError, match=r"data\.json is a file, not a directory"):
         _open(dataset)
