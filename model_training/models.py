@@ -25,25 +25,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from model_training.options import TINY as TINY
 from prompts.chat import FALLBACK_TEMPLATE, Message, render
 from utils.errors import UserError
 
-TINY = "tiny"
 TINY_PATH = Path(__file__).resolve().parents[1] / "seeds" / "tiny"
-GPU_MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 LLAMA_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-def resolve_model_name(name: str | None) -> str:
-    """The given name, or the default of this machine, which one line on stderr names and explains."""
-    if name is not None:
-        return name
-    import torch
-
-    cuda = torch.cuda.is_available()
-    chosen, reason = (GPU_MODEL, "CUDA is present") if cuda else (TINY, "no CUDA here: the embedded model")
-    print(f"Model: {chosen} ({reason}; choose another with --model_name).", file=sys.stderr)
-    return chosen
 
 
 def model_path(name: str) -> str:

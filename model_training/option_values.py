@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -166,6 +167,8 @@ def check_ranges(config: Any, origins: Mapping[str, str]) -> None:
         _check_rewards(values)
     if "num_generations" in values:
         _check_training(values, shown)
+    if values.get("overwrite") and values.get("resume"):
+        raise UserError("--overwrite and --resume exclude each other: start afresh, or continue")
     if "start_step" in values and values["start_step"] > values["end_step"]:
         raise UserError(f"{shown('start_step')} comes after {shown('end_step')}: no step is left to run")
 
@@ -186,16 +189,24 @@ def _check_training(values: dict[str, Any], shown: Any) -> None:
             f"{shown('max_completion_length')} leaves no room for a prompt in {shown('max_seq_length')}; "
             "lower the one or raise the other"
         )
-    if values["overwrite"] and values["resume"]:
-        raise UserError("--overwrite and --resume exclude each other: start afresh, or continue")
+    if values["max_steps"]:
+        _check_groups(values, shown)
+
+
+def _check_groups(values: dict[str, Any], shown: Any) -> None:
+    """A step holds whole groups. WORLD_SIZE, the number of processes, is set in each of several; the process that is
+    still to start them does not know it."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if values.get("multi_gpu") and "WORLD_SIZE" not in os.environ:
+        return
     device, steps, group = (
         values[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_generations")
     )
-    several_processes = values.get("multi_gpu", False)
-    if values["max_steps"] and not several_processes and device * steps % group:
-        works = next(size for size in range(device, device + group) if size * steps % group == 0)
+    if device * steps * processes % group:
+        works = next(size for size in range(device, device + group) if size * steps * processes % group == 0)
+        times = f" x {processes} processes" if processes > 1 else ""
         raise UserError(
-            f"{shown('per_device_train_batch_size')} x {shown('gradient_accumulation_steps')} is {device * steps}, "
-            f"no multiple of {shown('num_generations')}: a step holds whole groups; "
+            f"{shown('per_device_train_batch_size')} x {shown('gradient_accumulation_steps')}{times} is "
+            f"{device * steps * processes}, no multiple of {shown('num_generations')}: a step holds whole groups; "
             f"--per_device_train_batch_size {works} works"
         )

@@ -280,9 +280,8 @@ def _configure(task_name: str, mode: str, task: Task, given: dict[str, Any]) -> 
     if "model_name" in options:
         model, _ = (files | flags).get("model_name", (None, ""))
         if model is None:
-            model, reason = default_model_name()
+            model = resolve_model_name(None)
             flags["model_name"] = model, "--model_name"
-            say(f"model: {model} ({reason}; choose with --model_name)")
         if model == TINY:
             preset = _from_file(ROOT / task.preset, mode, task)
             say(f"model {TINY}: defaults from {task.preset} (--print_config shows the result)")
@@ -335,6 +334,15 @@ def _unknown(name: str, mode: str, task: Task, prefix: str = "") -> str:
         return f"{prefix}{bare}: no mode has such an option; python main.py --mode {mode} --help lists those of {mode}"
     found = close.split()[-1].rstrip("?")
     return f"{prefix}{bare}: no such option; did you mean {prefix}{found} (an option of {listed(homes[found])})?"
+
+
+def resolve_model_name(name: str | None) -> str:
+    """The given name, or the default of this machine, which one line on stderr names and explains."""
+    if name is not None:
+        return name
+    chosen, reason = default_model_name()
+    say(f"model: {chosen} ({reason}; choose with --model_name)")
+    return chosen
 
 
 def default_model_name() -> tuple[str, str]:

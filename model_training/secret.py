@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_training.config import TrainConfig
+from model_training.option_values import check_ranges
+from model_training.options import resolve_model_name
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def train(config: TrainConfig) -> None:
     if config.multi_gpu and "LOCAL_RANK" not in os.environ:
         relaunch_on_all_gpus()
     _set_environment(Path(config.output_dir), config.report_to)
-    name = models.resolve_model_name(config.model_name)
+    name = resolve_model_name(config.model_name)
     config = replace(config, model_name=name)
     rewards = check_options(config)
     models.set_threads(config.threads)
@@ -70,45 +72,20 @@ def train(config: TrainConfig) -> None:
 
 
 def check_options(config: TrainConfig) -> Rewards:
-    """Refuse, before any work, options that cannot work together; returns the rewards and their weights."""
+    """Refuse, before any work, options that cannot work; returns the rewards and their weights.
+
+    A command line has passed `check_ranges` already, a call from Python has not.
+    """
     from transformers.training_args import OptimizerNames
 
     from model_training.rewards import resolve
 
-    for name in ("lora_rank", "sft_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"):
-        _at_least(config, name, 1)
-    for name in ("save_steps", "logging_steps", "max_completion_length"):
-        _at_least(config, name, 1)
-    for name in ("sft_steps", "max_steps", "completions_per_log"):
-        _at_least(config, name, 0)
-    _at_least(config, "num_generations", 2)
-    if config.sft_steps + config.max_steps == 0:
-        raise UserError("--sft_steps and --max_steps are both 0: there is nothing to train")
-    if config.max_completion_length >= config.max_seq_length:
-        raise UserError(
-            f"--max_completion_length {config.max_completion_length} leaves no room for a prompt in "
-            f"--max_seq_length {config.max_seq_length}; lower the one or raise the other"
-        )
-    if config.rollout_temperature <= 0:
-        raise UserError(f"--rollout_temperature {config.rollout_temperature}: GRPO samples, so it must be above 0")
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * world
-    if config.max_steps and batch % config.num_generations:
-        raise UserError(
-            f"--per_device_train_batch_size x --gradient_accumulation_steps x processes is {batch}, no multiple of "
-            f"--num_generations {config.num_generations}; a step must hold whole groups"
-        )
+    check_ranges(config, {})
     if config.optim not in {name.value for name in OptimizerNames}:
         raise UserError(f"--optim {config.optim}: transformers knows no such optimizer; the usual one is adamw_torch")
     if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
         raise UserError(f"--report_to {config.report_to}: the package is missing; pip install {config.report_to}")
     return resolve(config.reward_funcs, config.reward_weights)
-
-
-def _at_least(config: TrainConfig, name: str, least: int) -> None:
-    value = asdict(config)[name]
-    if value < least:
-        raise UserError(f"--{name} {value}: it must be at least {least}")
 
 
 def _set_environment(run: Path, tracker: str) -> None:

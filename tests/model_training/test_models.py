@@ -19,7 +19,6 @@ from model_training.models import (
     load_model,
     load_tokenizer,
     new_adapter,
-    resolve_model_name,
     save_adapter,
     set_threads,
 )
@@ -195,18 +194,6 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pyte
             with pytest.raises(UserError, match="--model_name") as error:
                 load(name)
             assert name in str(error.value) and "\n" not in str(error.value)
-
-
-def test_the_default_model_follows_the_machine_and_is_explained(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for cuda, name in ((False, "tiny"), (True, models.GPU_MODEL)):
-        monkeypatch.setattr("torch.cuda.is_available", lambda cuda=cuda: cuda)
-        assert resolve_model_name(None) == name
-        line = capsys.readouterr().err
-        assert line.count("\n") == 1 and name in line and "CUDA" in line
-    assert resolve_model_name("org/model") == "org/model"
-    assert capsys.readouterr().err == ""
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:

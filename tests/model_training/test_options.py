@@ -12,7 +12,7 @@ import yaml
 import main
 from model_training import options
 from model_training.config import EvaluateConfig, TrainConfig
-from model_training.options import Mode, Task, default_model_name, narrow, options_of, parse
+from model_training.options import Mode, Task, default_model_name, narrow, options_of, parse, resolve_model_name
 from utils.errors import UserError
 
 MODES = list(main.TASKS["secret"].modes)
@@ -266,6 +266,14 @@ def test_preset_and_default_model_are_announced_in_a_line_each(
     assert capsys.readouterr().err == ""
 
 
+def test_a_call_from_python_gets_the_same_model_and_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(options, "default_model_name", lambda: ("tiny", "because"))
+    assert (resolve_model_name(None), resolve_model_name("org/model")) == ("tiny", "org/model")
+    assert capsys.readouterr().err == "model: tiny (because; choose with --model_name)\n"
+
+
 def test_a_mode_without_a_model_asks_for_none(capsys: pytest.CaptureFixture[str]) -> None:
     configured(mode="visualize")
     assert capsys.readouterr().err == ""
@@ -340,6 +348,16 @@ def test_the_ready_made_runs_are_accepted() -> None:
 )
 def test_numbers_that_make_no_sense_are_refused(flags: str, message: str) -> None:
     assert error("--model_name", "m", *flags.split(), tasks=main.TASKS, mode="train") == message
+
+
+def test_several_processes_share_the_groups_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = "--mode train --model_name m --per_device_train_batch_size 5 --num_generations 4".split()
+    assert parse([*flags, "--multi_gpu"], main.TASKS).config.multi_gpu  # how many there will be is not known yet
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert parse(flags, main.TASKS).config.num_generations == 4
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match=r"x 3 processes is 30, no multiple of --num_generations 4: .* 6 works$"):
+        parse([*flags, "--multi_gpu"], main.TASKS)
 
 
 def test_what_the_message_says_works_does_work() -> None:

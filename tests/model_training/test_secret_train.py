@@ -282,7 +282,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_no_checkpoint_of_it(
     ("changes", "message"),
     [
         ({"sft_steps": 0, "max_steps": 0}, "both 0"),
-        ({"num_generations": 3}, "no multiple of --num_generations 3"),
+        ({"num_generations": 3}, "is 8, no multiple of --num_generations 3"),
         ({"num_generations": 1}, "--num_generations 1"),
         ({"max_completion_length": 160}, "no room for a prompt"),
         ({"max_seq_length": 20}, "none of 12 records has a prompt of at most 4 tokens"),
@@ -290,6 +290,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_no_checkpoint_of_it(
         ({"lora_rank": 0}, "--lora_rank 0"),
         ({"optim": "adamm"}, "--optim adamm"),
         ({"rollout_temperature": 0.0}, "--rollout_temperature"),
+        ({"overwrite": True, "resume": True}, "exclude each other"),
         ({"report_to": "trackio"}, "pip install trackio"),
         ({"reward_funcs": ["formt"]}, "format"),
         ({"multi_gpu": True}, "CUDA devices"),
