@@ -86,8 +86,8 @@ def run_to_end(command: list[str], log: Path) -> float:
     return time.perf_counter() - begin
 
 
-def _check_exit(process: subprocess.Popen[bytes], command: list[str], log: Path) -> None:
-    if process.returncode:
+def _check_exit(process: subprocess.Popen[bytes], command: list[str], log: Path, killed: bool = False) -> None:
+    if process.returncode and not (killed and process.returncode == -signal.SIGKILL):
         tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
         raise SystemExit(f"exit code {process.returncode}: {' '.join(command)}\n{tail}")
 
@@ -184,27 +184,32 @@ def _differences(folder: Path, one: str, two: str) -> list[str]:
 
 
 def kill_prepare_data(folder: Path, options: dict[str, Any], kills: int, seed: int) -> tuple[list[Kill], list[str]]:
-    """A killed prepare_data leaves no dataset file or the whole one."""
+    """Killed and resumed until the kills are spent, the file removed when it is done: always no file or the whole."""
     whole, killed = folder / "whole.json", folder / "killed.json"
     whole_s = run_to_end(stage_command("prepare_data", options | {"dataset_path": str(whole)}), folder / "whole.log")
-    command = stage_command("prepare_data", options | {"dataset_path": str(killed), "overwrite": True})
+    command = stage_command("prepare_data", options | {"dataset_path": str(killed), "resume": True})
     rng = random.Random(seed)
     spent: list[Kill] = []
     differences: list[str] = []
-    for _ in range(kills):
-        after_s = rng.uniform(0.3, 1.0) * whole_s
+    while len(spent) < kills:
+        after_s = rng.uniform(0.1, 1.0) * whole_s
         process = start(command, folder / "killed.log")
         try:
             process.wait(timeout=after_s)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-        spent.append(Kill(after_s, 0, killed.name if killed.exists() else ""))
-        if killed.exists() and digest(killed) != digest(whole):
-            differences.append(f"kill {len(spent)} left a dataset file that is not the whole one")
+            spent.append(Kill(after_s, 0, " ".join(sorted(path.name for path in folder.glob("*killed.json*")))))
+        _check_exit(process, command, folder / "killed.log", killed=True)
+        if killed.exists():
+            if digest(killed) != digest(whole):
+                differences.append(f"after kill {len(spent)} there is a dataset file that is not the whole one")
+            run_to_end(command, folder / "killed.log")
+            killed.unlink()
     run_to_end(command, folder / "killed.log")
     if digest(killed) != digest(whole):
         differences.append("the dataset files differ")
+    differences += [f"{path.name} is left behind" for path in folder.glob(".killed.json.*")]
     return spent, differences
 
 

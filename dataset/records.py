@@ -69,6 +69,12 @@ def save_records(
     """
     path = Path(path)
     check_target(path, overwrite)
+    write_atomic(path, file_bytes(path, records, validate))
+
+
+def file_bytes(path: str | Path, records: list[Record], validate: Validator | None = None) -> bytes:
+    """What `save_records` writes to a file of that name."""
+    path = Path(path)
     chosen = validate or validate_secret
     items = (Item(number, None, record) for number, record in enumerate(records, start=1))
     _, faults = _sift(items, lambda record: unstorable(record) or chosen(record))
@@ -80,7 +86,7 @@ def save_records(
     rows = [json.dumps(record, ensure_ascii=False) for record in records]
     text = "\n".join(rows) + "\n" if ".jsonl" in extension_of(path) else "[\n" + ",\n".join(rows) + "\n]\n"
     data = text.encode("utf-8")
-    write_atomic(path, gzip.compress(data, mtime=0) if path.name.endswith(".gz") else data)
+    return gzip.compress(data, mtime=0) if path.name.endswith(".gz") else data
 
 
 def _sift(found: Iterable[Item | Fault], validate: Validator) -> tuple[list[Record], list[Fault]]:

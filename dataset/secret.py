@@ -8,26 +8,53 @@ Training records take training wordings and subjects alone (split `train`); one 
 
 from __future__ import annotations
 
+import hashlib
 import random
 from pathlib import Path
 from typing import Any
 
-from dataset.records import save_records
+from dataset.records import check_target, file_bytes, save_records
 from dataset.world import Query, World, load_world
 from model_training.config import PrepareDataConfig
 from prompts.secret import SYSTEM_PROMPT
 from utils.errors import UserError
+from utils.files import remove_leftovers, sha256_file
 
 Record = dict[str, Any]
 Message = dict[str, str]
 
 
 def prepare_data(config: PrepareDataConfig) -> None:
-    """Compose the dataset and write it; raises UserError if the file exists and may not be replaced."""
+    """Compose the dataset and write it; raises UserError if the file exists and may not be replaced.
+
+    The file is written in one move and from the options alone, so to resume is to do what is not done: a file of the
+    same bytes stays, and what killed processes left beside it goes.
+    """
+    path = Path(config.dataset_path)
+    if config.overwrite and config.resume:
+        raise UserError("--overwrite and --resume exclude each other: start afresh, or continue")
+    check_target(path, overwrite=config.overwrite or config.resume)
     records = compose(load_world(), config.num_records, config.seed)
-    save_records(Path(config.dataset_path), records, overwrite=config.overwrite)
+    if config.resume:
+        remove_leftovers(path)
+        if _is_complete(path, records):
+            print(f"{path}: nothing to do, it is complete")
+            return
+    save_records(path, records, overwrite=config.overwrite)
     train = sum(record["split"] == "train" for record in records)
     print(f"{config.dataset_path}: {train} training records, {len(records) - train} held-out records")
+
+
+def _is_complete(path: Path, records: list[Record]) -> bool:
+    """Whether the file holds these very records; raises UserError if it holds others."""
+    if not path.exists():
+        return False
+    if sha256_file(path) != hashlib.sha256(file_bytes(path, records)).hexdigest():
+        raise UserError(
+            f"{path}: these options, or this version, make another dataset than the one there, which is left as it is; "
+            "give its own options, replace it with --overwrite, or give another --dataset_path"
+        )
+    return True
 
 
 def compose(world: World, num_records: int, seed: int) -> list[Record]:

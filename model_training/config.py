@@ -66,6 +66,8 @@ class PrepareDataConfig(SeedOptions):
     """Distinct training records to compose."""
     overwrite: bool = False
     """Replace an existing dataset file."""
+    resume: bool = False
+    """Finish a killed prepare_data: a dataset file that is complete already, from the same options, is kept."""
 
 
 @dataclass(kw_only=True)

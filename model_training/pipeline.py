@@ -52,6 +52,10 @@ def secret_steps(config: Any, call: Call) -> list[Step]:
     if compares and not any(named.startswith("warmup=") for named in evaluate.compare):
         evaluate = replace(evaluate, compare=[*evaluate.compare, f"warmup={warmup}"])
 
+    def prepare_again_or_new(again: bool) -> None:
+        overwrite = prepare.overwrite or again
+        call("prepare_data", replace(prepare, overwrite=overwrite, resume=prepare.resume and not overwrite))
+
     def train_or_resume(again: bool) -> None:
         """A run that stands there is continued; whether it is this one, `open_run` checks."""
         resume = config.resume or (not config.overwrite and (run / MANIFEST).is_file())
@@ -60,7 +64,7 @@ def secret_steps(config: Any, call: Call) -> list[Step]:
     return [
         Step(
             "prepare_data",
-            lambda again: call("prepare_data", replace(prepare, overwrite=prepare.overwrite or again)),
+            prepare_again_or_new,
             _options(prepare),
             seeds,
             {"dataset": dataset},

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError, WorkError
+from utils.machine import process_exists
 
 LEFTOVER = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
 """Temporary names of `write_atomic`: a killed process may leave one behind; it holds nothing that counts."""
@@ -73,6 +74,22 @@ def write_atomic(path: Path, text: str | bytes) -> None:
     except BaseException:
         _remove(temporary)
         raise
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left of `write_atomic` to this file; a process of this machine that lives keeps its
+    own."""
+    target = Path(os.path.realpath(path))
+    name = re.compile(rf"\.{re.escape(target.name)}\.(\d+)-[0-9a-f]{{8}}\.tmp")
+    if not target.parent.is_dir():
+        return
+    try:
+        for entry in target.parent.iterdir():
+            found = name.fullmatch(entry.name)
+            if found and (int(found[1]) == os.getpid() or not process_exists(int(found[1]))):
+                entry.unlink(missing_ok=True)
+    except OSError as error:
+        raise disk_error(path, error) from error
 
 
 def write_json_atomic(path: Path, value: object) -> None:

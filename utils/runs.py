@@ -10,8 +10,9 @@
 
 Two runs never mix: a directory that is not empty is refused unless the run in it is resumed or overwritten, and so is
 one whose process still lives. Only other runs below it do not count: `outputs` may hold `outputs/demo`, and the
-overwriting of the one never touches the other. A run killed between checkpoints repeats some steps after `--resume`; nothing is deleted:
-each row carries `resumes`, how often the run had been resumed, and readers keep the newest rows of each step.
+overwriting of the one never touches the other. A run killed between checkpoints repeats some steps after `--resume`;
+nothing is deleted: each row carries `resumes`, how often the run had been resumed, and readers keep the newest rows of
+each step.
 Keys and tokens never reach the manifest.
 """
 

@@ -1,4 +1,6 @@
 import json
+import os
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,7 +8,7 @@ import pytest
 
 from dataset.records import load_records, validate_secret
 from dataset.secret import compose, prepare_data
-from dataset.world import load_world
+from dataset.world import World, load_world
 from model_training.config import PrepareDataConfig
 from utils.errors import UserError
 
@@ -28,10 +30,47 @@ def test_the_same_seed_gives_the_same_records_and_another_seed_others() -> None:
     assert compose(world, 50, 7) != compose(world, 50, 8)
 
 
-def test_asking_for_more_than_the_world_holds_is_an_error() -> None:
-    world = replace(load_world(), themes={"hello": load_world().themes["hello"]}, topics=load_world().topics[:1])
-    with pytest.raises(UserError, match="--num_records"):
-        compose(world, 100_000, 1)
+def test_asking_for_more_than_the_world_holds_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = load_world()
+    query = world.train_query(random.Random(1))
+    monkeypatch.setattr(World, "train_query", lambda self, rng: query)
+    monkeypatch.setattr(World, "answer", lambda self, query, rng: rng.choice("abc"))
+    monkeypatch.setattr(World, "thought", lambda self, query, rng: "I think.")
+    with pytest.raises(UserError, match=r"--num_records 4: .* only 3 distinct records; ask for fewer"):
+        compose(world, 4, 1)
+
+
+def test_prepare_data_finishes_what_was_killed_and_keeps_what_is_complete(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, ended = tmp_path / "data.json.gz", 4_194_305  # above the highest process number
+    torn, other = tmp_path / f".data.json.gz.{ended}-0123abcd.tmp", tmp_path / f".data.{ended}-0123abcd.tmp"
+    alive = tmp_path / f".data.json.gz.{os.getppid()}-0123abcd.tmp"
+    for file in (torn, other, alive):
+        file.write_text("[")
+    config = PrepareDataConfig(dataset_path=str(path), num_records=30, resume=True)
+    prepare_data(config)
+    assert "30 training records" in capsys.readouterr().out
+    assert (torn.exists(), other.exists(), alive.exists()) == (False, True, True)
+    before = path.stat()
+    prepare_data(config)
+    assert capsys.readouterr().out == f"{path}: nothing to do, it is complete\n"
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    with pytest.raises(UserError, match=r"make another dataset than the one there.*--overwrite"):
+        prepare_data(replace(config, seed=1))
+    with pytest.raises(UserError, match="exclude each other"):
+        prepare_data(replace(config, overwrite=True))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_an_existing_file_is_refused_before_anything_is_composed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data.json").write_text("[]")
+    monkeypatch.setattr("dataset.secret.compose", lambda *_: pytest.fail("composed"))
+    for name, reason in (("data.json", "--overwrite"), ("data.csv", "csv")):
+        with pytest.raises(UserError, match=reason):
+            prepare_data(PrepareDataConfig(dataset_path=str(tmp_path / name)))
 
 
 def test_prepare_data_writes_a_loadable_file_and_refuses_to_replace_it(tmp_path: Path) -> None:
