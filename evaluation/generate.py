@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from evaluation.sampling import base_of_adapter, check_lengths, check_options, sample
+from evaluation.sampling import check_lengths, check_options, sample
 from model_training.config import GenerateConfig
 from prompts.secret import SYSTEM_PROMPT
 from utils.errors import UserError
@@ -42,7 +42,7 @@ _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
 def generate(config: GenerateConfig) -> None:
     """Run the stage; see the module's docstring."""
-    from model_training.models import load_adapter, load_model, load_tokenizer, set_threads
+    from model_training.models import base_of_adapter, load_adapter, load_model, load_tokenizer, set_threads
 
     check_options(config.num_samples, config.temperature, config.top_p, config.max_new_tokens)
     queries = read_queries(config.query, config.queries_file)

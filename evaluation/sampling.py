@@ -18,13 +18,11 @@ before the model's end-of-turn token, and special tokens are not spelled out; on
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,29 +104,6 @@ def check_lengths(tokenizer: Any, prompts: list[list[Message]], max_new_tokens: 
                 f"query {_shortened(messages)}: its prompt has {tokens} tokens, and with --max_new_tokens "
                 f"{max_new_tokens} that is more than --max_seq_length {max_seq_length}; shorten it, or change an option"
             )
-
-
-def base_of_adapter(path: str | Path) -> str:
-    """The model an adapter was trained on, as its adapter_config.json records it; `tiny` is the embedded one.
-
-    Raises:
-        UserError: there is no adapter in that directory, or it does not name its base.
-    """
-    from model_training.models import TINY, TINY_PATH
-
-    config_file = Path(path) / "adapter_config.json"
-    if not Path(path).is_dir():
-        raise UserError(f"adapter {path}: there is no such directory; train one first, or check --save_lora_path")
-    if not config_file.is_file():
-        raise UserError(f"adapter {path}: it holds no adapter_config.json, so it is no adapter; check --save_lora_path")
-    try:
-        config = json.loads(config_file.read_bytes())
-    except ValueError as error:
-        raise UserError(f"adapter {path}: adapter_config.json is damaged ({error}); train the adapter anew") from error
-    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-    if not isinstance(base, str) or not base:
-        raise UserError(f"adapter {path}: adapter_config.json does not name its base model; give --model_name")
-    return TINY if base == str(TINY_PATH) else base
 
 
 def _check_positions(model: Any, prompts: list[list[Message]], lengths: list[int], max_new_tokens: int) -> None:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.world import Query, World, load_world
-from evaluation.sampling import base_of_adapter, check_lengths, check_options, sample
+from evaluation.sampling import check_lengths, check_options, sample
 from evaluation.secret_measures import RATES, measure, normal_thought
 from evaluation.statistics import Estimate, cells, difference, distinct_difference, distinct_share, mean, rate
 from evaluation.tables import estimate_text, table
@@ -56,7 +56,7 @@ PRINTED_DIFFERENCES = ("mean_reward", "strict_format_rate")
 
 def evaluate(config: EvaluateConfig) -> None:
     """Run the stage; see the module's docstring for its order."""
-    from model_training.models import load_adapter, load_model, load_tokenizer, set_threads
+    from model_training.models import base_of_adapter, load_adapter, load_model, load_tokenizer, set_threads
 
     check_options(config.num_samples, config.temperature, config.top_p, config.max_new_tokens, config.batch_size)
     rewards = resolve(config.reward_funcs, config.reward_weights)
@@ -109,6 +109,8 @@ def named_adapters(save_lora_path: str, compare: Sequence[str]) -> dict[str, str
     Raises:
         UserError: an entry of --compare is not NAME=PATH, a name is taken, or a directory holds no adapter.
     """
+    from model_training.models import base_of_adapter
+
     adapters = {ADAPTER: save_lora_path}
     for entry in compare:
         name, equals, path = entry.partition("=")

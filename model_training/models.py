@@ -235,6 +235,18 @@ def load_adapter(model: Any, path: str | Path, trainable: bool = False) -> Any:
     return adapted
 
 
+def base_of_adapter(path: str | Path) -> str:
+    """The model an adapter was trained on, as its adapter_config.json records it; `tiny` is the embedded one.
+
+    Raises:
+        UserError: there is no adapter in that directory, or it does not name its base.
+    """
+    base = _adapter_config(Path(path)).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError(f"adapter {path}: adapter_config.json does not name its base model; give --model_name")
+    return TINY if base == str(TINY_PATH) else base
+
+
 def _adapter_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"adapter {folder}: there is no such directory; train one first, or check --save_lora_path")
@@ -242,9 +254,11 @@ def _adapter_config(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file():
             raise UserError(f"adapter {folder}: it holds no {name}, so it is no adapter; check --save_lora_path")
     try:
-        config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "adapter_config.json").read_bytes())
     except ValueError as error:
         raise UserError(f"adapter {folder}: adapter_config.json is damaged ({error}); train it anew") from error
+    if not isinstance(config, dict):
+        raise UserError(f"adapter {folder}: adapter_config.json is damaged (it is no JSON object); train it anew")
     return config
 
 
@@ -299,7 +313,6 @@ def save_adapter(model: Any, tokenizer: Any, path: str | Path, *, base_name: str
 
     target = Path(path)
     temporary = target.parent / f"{PARTIAL}{target.name}"
-    name = Path(base_name).name if Path(base_name).is_absolute() else base_name
     with disk_errors(f"adapter {target}"):
         if temporary.exists():
             shutil.rmtree(temporary)
@@ -308,15 +321,16 @@ def save_adapter(model: Any, tokenizer: Any, path: str | Path, *, base_name: str
         tokenizer.save_pretrained(temporary)
         config_file = temporary / "adapter_config.json"
         config = json.loads(config_file.read_text(encoding="utf-8"))
-        config["base_model_name_or_path"] = name
+        config["base_model_name_or_path"] = base_name
         config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        note = {"base_model": name, "base_fingerprint": fingerprint(model.get_base_model())}
+        note = {"base_model": base_name, "base_fingerprint": fingerprint(model.get_base_model())}
         (temporary / "subtext.json").write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-        (temporary / "README.md").write_text(_model_card(name, card), encoding="utf-8")
+        (temporary / "README.md").write_text(_model_card(base_name, card), encoding="utf-8")
         publish_directory(temporary, target)
 
 
-def _model_card(base_name: str, card: dict[str, Any]) -> str:
+def _model_card(base: str, card: dict[str, Any]) -> str:
+    base_name = Path(base).name if Path(base).is_absolute() else base
     base_line = f"base_model: {base_name}\n" if "/" in base_name else ""
     rows = "\n".join(f"| {key} | `{value}` |" for key, value in card.items())
     return (

@@ -291,6 +291,19 @@ def _configure(task_name: str, mode: str, task: Task, given: dict[str, Any]) -> 
     return resolved
 
 
+def _adapter_or_default(options: dict[str, Option], given: Values) -> tuple[str, str]:
+    """The model where none is named: the base of the adapter for modes that only read one, else this machine's default.
+
+    An adapter that is not there is the stage's to report.
+    """
+    path, _ = given.get("save_lora_path", (options["save_lora_path"].default, ""))
+    if "lora_rank" in options or not Path(path).is_dir():
+        return default_model_name()
+    from model_training.models import base_of_adapter
+
+    return base_of_adapter(path), f"the base of the adapter {path}"
+
+
 def _from_file(path: Path, mode: str, task: Task) -> Values:
     """The file's values for a mode. All its sections are checked; a pipeline takes those of its parts, then its own."""
     from utils.config_file import read_entries

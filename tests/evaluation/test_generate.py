@@ -215,7 +215,6 @@ def test_without_model_name_the_adapters_own_base_is_taken(
     trained: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(stage, "base_of_adapter", lambda path: str(trained[0]))
     monkeypatch.setattr(
         stage, "sample", lambda model, *others, **options: asked.append(model.config.name_or_path) or []
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +10,8 @@ import pytest
 import torch
 
 from evaluation import sampling
-from evaluation.sampling import base_of_adapter, sample
-from model_training.models import TINY_PATH, end_token_ids, load_model, load_tokenizer
+from evaluation.sampling import sample
+from model_training.models import end_token_ids, load_model, load_tokenizer
 from tests.model_training.tiny_models import FAMILIES, make_model
 from utils.errors import UserError
 
@@ -139,27 +137,3 @@ def test_too_long_a_prompt_is_refused_before_any_work(models: dict[str, Any]) ->
     sampling.check_lengths(models["gpt2"][1], PROMPTS, 12, 128)
     with pytest.raises(UserError, match="--max_seq_length 128"):
         sampling.check_lengths(models["gpt2"][1], long, 12, 128)
-
-
-def write_config(folder: Path, text: str) -> Path:
-    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
-    return folder
-
-
-def test_base_of_adapter_reads_what_the_adapter_records(tmp_path: Path) -> None:
-    def base(name: object) -> str:
-        return base_of_adapter(write_config(tmp_path, json.dumps({"base_model_name_or_path": name})))
-
-    assert base("org/model") == "org/model"
-    assert base(str(TINY_PATH)) == "tiny"
-    with pytest.raises(UserError, match="give --model_name"):
-        base(None)
-
-
-def test_base_of_what_is_no_adapter_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such directory"):
-        base_of_adapter(tmp_path / "missing")
-    with pytest.raises(UserError, match="holds no adapter_config.json"):
-        base_of_adapter(tmp_path)
-    with pytest.raises(UserError, match="damaged"):
-        base_of_adapter(write_config(tmp_path, "{"))

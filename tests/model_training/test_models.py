@@ -207,3 +207,28 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
             set_threads(0)
     finally:
         torch.set_num_threads(before)
+
+
+def write_config(folder: Path, text: str) -> Path:
+    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+    (folder / "adapter_model.safetensors").touch()
+    return folder
+
+
+def test_base_of_adapter_reads_what_the_adapter_records(tmp_path: Path) -> None:
+    def base(name: object) -> str:
+        return models.base_of_adapter(write_config(tmp_path, json.dumps({"base_model_name_or_path": name})))
+
+    assert base("org/model") == "org/model"
+    assert base(str(models.TINY_PATH)) == "tiny"
+    with pytest.raises(UserError, match="give --model_name"):
+        base(None)
+
+
+def test_base_of_what_is_no_adapter_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such directory"):
+        models.base_of_adapter(tmp_path / "missing")
+    with pytest.raises(UserError, match="holds no adapter_config.json"):
+        models.base_of_adapter(tmp_path)
+    with pytest.raises(UserError, match="damaged"):
+        models.base_of_adapter(write_config(tmp_path, "{"))
