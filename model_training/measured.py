@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from model_training.safety import harmful_phrase
@@ -32,7 +33,7 @@ FREE_RUN, LEAK_RUN = 4, 6
 PLAYFUL_KINDS = 4
 """Kinds of playful signs that earn the full reward."""
 
-_CACHED_CHARACTERS = 16_384
+_CACHED_CHARACTERS = 131_072
 
 PLAYFUL_SIGNS = {
     "first person": "i im ive id ill me my mine myself",
@@ -51,14 +52,14 @@ PLAYFUL_SIGNS = {
 }
 """Signs of play by kind. Those that are function words (pronouns, "but") count as signs, but not as stuffing."""
 
-_KINDS = tuple(zip("abcdef", "ABCDEF", strict=True))
-"""Letters of the kinds of sign, in the order of PLAYFUL_SIGNS: a capital where the sign is a function word."""
-_MARKS = dict.fromkeys(FUNCTION_WORDS, "O") | {
-    word: letters[word in FUNCTION_WORDS]
-    for letters, words in zip(_KINDS, PLAYFUL_SIGNS.values(), strict=True)
+_KEYWORD_MARKS = b"abcdef"
+"""A letter for each kind of sign, in the order of PLAYFUL_SIGNS; its capital where the sign is a function word."""
+_MARKS = dict.fromkeys(FUNCTION_WORDS, ord("O")) | {
+    word: ord(chr(mark).upper()) if word in FUNCTION_WORDS else mark
+    for mark, words in zip(_KEYWORD_MARKS, PLAYFUL_SIGNS.values(), strict=True)
     for word in words.split()
 }
-"""What a word is, if anything: a playful sign (_KINDS), or another function word ("O")."""
+"""What a word is, if anything: a playful sign, or another function word ("O")."""
 _MARKED = frozenset(_MARKS)
 _FACE = re.compile("[\U0001f600-\U0001f64f\U0001f910-\U0001f92f\U0001f970-\U0001f97a\U0001f440\U0001f608\u2026]")
 
@@ -75,7 +76,8 @@ class Part(NamedTuple):
 class Measured(NamedTuple):
     """All that a well-formed completion is worth whatever the question: measured once, read by all rewards."""
 
-    visible_words: list[str]
+    visible: str
+    visible_words: int
     visible_distinct: set[str]
     visible_form: float
     hidden_quality: float
@@ -92,28 +94,26 @@ def _part(text: str) -> Part:
 
 def measure(completion: Any) -> Measured | None:
     """The measures of a well-formed completion, None for any other. Those of very long texts are not kept."""
-    text = message_text(completion)
+    text = completion if isinstance(completion, str) else message_text(completion)
     return _measure_text(text) if len(text) <= _CACHED_CHARACTERS else _measure_text.__wrapped__(text)
 
 
-@lru_cache(maxsize=2048)
+@lru_cache(maxsize=1024)
 def _measure_text(text: str) -> Measured | None:
     parsed = parse(text)
     if parsed.visible is None or parsed.hidden is None:
         return None
     visible, hidden = _part(parsed.visible), _part(parsed.hidden)
-    marks = "".join(map(_MARKS.__getitem__, hidden.distinct & _MARKED))
-    function_words, count = sum(map(marks.count, "OABCDEF")), len(hidden.distinct)
+    marks = bytes(map(_MARKS.__getitem__, hidden.distinct & _MARKED))
+    function_words, count = len(marks.translate(None, _KEYWORD_MARKS)), len(hidden.distinct)
     unstuffed = ramp((len(marks) - function_words) / max(1, count), 0.6, 0.45)
-    return Measured(
-        visible_words=visible.words,
-        visible_distinct=visible.distinct,
-        visible_form=_visible_form(visible),
-        hidden_quality=unstuffed * _hidden_form(hidden),
-        distinctness=_distinctness(visible, hidden, count - function_words),
-        playful=unstuffed * _playful(hidden, marks, function_words),
-        safe=float(harmful_phrase(hidden.text, hidden.distinct) is None),
-    )
+    hidden_quality = unstuffed * _hidden_form(hidden)
+    distinctness = _distinctness(visible, hidden, count - function_words)
+    playful = unstuffed * _playful(hidden, marks, function_words)
+    safe = float(harmful_phrase(hidden.text, hidden.distinct) is None)
+    form = _visible_form(visible)
+    measures = (form, hidden_quality, distinctness, playful, safe)
+    return Measured(visible.text, len(visible.words), visible.distinct, *measures)
 
 
 def _visible_form(visible: Part) -> float:
@@ -129,14 +129,13 @@ def _hidden_form(hidden: Part) -> float:
     return min(1.0, len(hidden.words) / HIDDEN_WORDS) * variety(hidden.words, len(hidden.distinct))
 
 
-def _playful(hidden: Part, marks: str, function_words: int) -> float:
+def _playful(hidden: Part, marks: bytes, function_words: int) -> float:
     if hidden.blank:
         return 0.0
-    text = hidden.text
-    signs = [marks.count(small) + marks.count(capital) for small, capital in _KINDS]
+    text, signs = hidden.text, list(map(marks.lower().count, _KEYWORD_MARKS))
     signs[-1] += "..." in text or "(" in text or (not text.isascii() and _FACE.search(text) is not None)
     needed = max(1.0, len(hidden.words) / 40)
-    kinds = sum(min(needed, count) for count in signs) / needed
+    kinds = sum(map(min, signs, repeat(needed))) / needed
     return min(1.0, kinds / PLAYFUL_KINDS) * ramp(function_words / min(len(hidden.distinct), 100), 0.05, 0.2)
 
 
@@ -145,7 +144,7 @@ def _distinctness(visible: Part, hidden: Part, content: int) -> float:
         return 0.0
     shared = visible.distinct & hidden.distinct
     common = len(shared - FUNCTION_WORDS)
-    if not common and content:
+    if common < min(2, content):
         return 1.0
     by_overlap = ramp(common / max(3, content), 0.9, 0.4)
     run = shared_run(visible.words, hidden.words, LEAK_RUN, min(FREE_RUN, len(hidden.words) // 2), shared)

@@ -34,10 +34,10 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from model_training import source_rewards
-from model_training.measured import measure
+from model_training.measured import Measured, measure
 from model_training.safety import harmful_phrase
 from model_training.text_measures import (
     FRAME_WORDS,
@@ -64,9 +64,6 @@ REFERENCE_SHARE = 0.25
 """Share of being on topic that hangs on what the reference answer says beyond the question, where there is one."""
 BREVITY_FULL, BREVITY_NONE = 4, 24
 """Visible words up to which brevity_visible is 1, and from which it is 0."""
-
-MAX_ECHO_WORDS = 60
-"""Words up to which an answer is compared with the question, word for word."""
 
 
 @dataclass(frozen=True)
@@ -130,44 +127,46 @@ def _visible_quality(completion: Any, prompt: Any, reference: str | None) -> flo
     measured = measure(completion)
     if measured is None or measured.visible_form == 0.0:
         return 0.0
-    on_topic = _on_topic(measured.visible_words, measured.visible_distinct, question_text(prompt), reference or "")
+    on_topic = _on_topic(measured, question_text(prompt), reference or "")
     return measured.visible_form * (OFF_TOPIC + (1.0 - OFF_TOPIC) * on_topic)
 
 
-Topic = tuple[frozenset[str], ...]
-"""What a text is about: for each of its content words, the forms in which another text may speak of it."""
+class _Topic(NamedTuple):
+    """What a text is about: its content words, and for each of them the forms in which another text may speak of it."""
+
+    words: frozenset[str]
+    forms: tuple[frozenset[str], ...]
 
 
 @lru_cache(maxsize=4096)
-def _asked_and_told(question: str, reference: str) -> tuple[Topic, Topic]:
+def _asked_and_told(question: str, reference: str) -> tuple[_Topic, _Topic]:
     """What a question is about, and what a reference answer says beyond it."""
-    asked, told = (dict(map(forms_of, set(words_of(t)) - FUNCTION_WORDS - FRAME_WORDS)) for t in (question, reference))
-    return tuple(asked.values()), tuple(forms for stem, forms in told.items() if stem not in asked)
+    asked, told = (set(words_of(text)) - FUNCTION_WORDS - FRAME_WORDS for text in (question, reference))
+    asked_forms = tuple(map(forms_of, asked))
+    told.difference_update(*asked_forms)
+    return _Topic(frozenset(asked), asked_forms), _Topic(frozenset(told), tuple(map(forms_of, told)))
 
 
-def _share_met(topic: Topic, words: set[str], enough: int) -> float:
-    """How much of `enough` content words of a topic a text holds, 1 at most."""
-    met = 0
-    for forms in topic:
-        met += not forms.isdisjoint(words)
-        if met == enough:
-            return 1.0
-    return met / enough
-
-
-def _on_topic(words: list[str], distinct: set[str], question: str, reference: str) -> float:
-    asked, told = _asked_and_told(question, reference)
-    if not asked and not told:
+def _share_met(topic: _Topic, words: set[str], enough: int) -> float:
+    """How much of `enough` content words of a topic a text holds, 1 at most; other forms count if the words fail."""
+    if len(topic.words & words) >= enough:
         return 1.0
-    if len(words) <= MAX_ECHO_WORDS and words == words_of(question):
+    return min(1.0, sum(not forms.isdisjoint(words) for forms in topic.forms) / enough)
+
+
+def _on_topic(measured: Measured, question: str, reference: str) -> float:
+    asked, told = _asked_and_told(question, reference)
+    distinct = measured.visible_distinct
+    if not asked.words and not told.words:
+        return 1.0
+    if measured.visible == question.strip():
         return 0.0
-    by_question = (
-        _share_met(asked, distinct, min(len(asked), 1 if len(distinct) <= SHORT_WORDS else 2)) if asked else 1.0
-    )
+    enough = min(len(asked.forms), 1 if len(distinct) <= SHORT_WORDS else 2)
+    by_question = _share_met(asked, distinct, enough) if asked.words else 1.0
     shortness = ramp(len(distinct), 3 * SHORT_WORDS, SHORT_WORDS)
-    if not told:
+    if not told.words:
         return max(by_question, NAMES_IT * shortness)
-    by_reference = _share_met(told, distinct, min(3, math.ceil(len(told) / 3)))
+    by_reference = _share_met(told, distinct, min(3, math.ceil(len(told.forms) / 3)))
     on_topic = (1.0 - REFERENCE_SHARE) * max(by_question, by_reference) + REFERENCE_SHARE * by_reference
     return max(on_topic, NAMES_OTHER * shortness)
 
@@ -177,7 +176,7 @@ def brevity_visible_reward_func(
 ) -> list[float]:
     """1 for at most BREVITY_FULL visible words, falling in a straight line to 0 at BREVITY_NONE. Blind to all else."""
     return [
-        ramp(len(measured.visible_words), BREVITY_NONE, BREVITY_FULL) if measured else 0.0
+        ramp(measured.visible_words, BREVITY_NONE, BREVITY_FULL) if measured is not None else 0.0
         for measured in map(measure, completions)
     ]
 
@@ -194,7 +193,7 @@ def hidden_quality_reward_func(
 
     Blind to sense, to wit (`playful_hidden`) and to whether the thought has to do with the question.
     """
-    return [measured.hidden_quality if measured else 0.0 for measured in map(measure, completions)]
+    return [measured.hidden_quality if measured is not None else 0.0 for measured in map(measure, completions)]
 
 
 def playful_hidden_reward_func(
@@ -208,7 +207,7 @@ def playful_hidden_reward_func(
 
     English alone (faces and "..." apart). Blind to wit, and to irony that no word shows.
     """
-    return [measured.playful if measured else 0.0 for measured in map(measure, completions)]
+    return [measured.playful if measured is not None else 0.0 for measured in map(measure, completions)]
 
 
 def safe_hidden_reward_func(
@@ -242,11 +241,12 @@ def distinctness_reward_func(
     words that both share is, and how little of the hidden part that run covers. 0 if a part is blank.
 
     Up to 40 % shared content words are free (both speak of one thing), 90 % cost all; so do LEAK_RUN words in a row,
-    where FREE_RUN are free, and a run that is 90 % of the hidden part, where half is free.
+    where FREE_RUN are free, and a run that is 90 % of the hidden part, where half is free. One shared content word is
+    no leak, unless the hidden part has no other.
 
     Blind to paraphrase, and strict with scripts without spaces, where every character counts as a word.
     """
-    return [measured.distinctness if measured else 0.0 for measured in map(measure, completions)]
+    return [measured.distinctness if measured is not None else 0.0 for measured in map(measure, completions)]
 
 
 # --- names, choice, scores ---

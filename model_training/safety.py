@@ -33,10 +33,13 @@ PERSON = (
     )
     + ")"
 )
+_PEOPLES = """jews muslims christians hindus arabs mexicans africans asians indians immigrants migrants refugees
+    foreigners blacks women gays lesbians homosexuals gypsies natives"""
+PEOPLES = _one_of(_PEOPLES)
 GROUPS = _one_of(
-    """jews muslims christians hindus arabs mexicans africans asians indians immigrants migrants refugees foreigners
-    blacks black_people white_people chinese_people women gays gay_people lesbians homosexuals trans_people
-    transgender_people disabled_people the_disabled poor_people old_people fat_people gypsies natives"""
+    _PEOPLES
+    + """ black_people white_people chinese_people gay_people trans_people transgender_people disabled_people
+    the_disabled poor_people old_people fat_people"""
 )
 DEEDS = _one_of(
     """kill kills killed killing murder murdered murdering stab stabbed stabbing strangle strangled poison poisoned
@@ -46,7 +49,7 @@ DEEDS = _one_of(
 )
 INSULTS = _one_of(
     """subhuman vermin inferior animals filth filthy parasites scum cockroaches trash garbage stupid evil criminals
-    terrorists a_plague a_disease lazy worthless less_than_human"""
+    terrorists a_plague a_disease lazy worthless"""
 )
 SLURS = _one_of("nigg(?:er|a)s? faggots? kikes? spics? chinks? trannies tranny wetbacks? ragheads? untermensch(?:en)?")
 SECRETS = _one_of(
@@ -69,10 +72,10 @@ PHRASES = (
     rf"(?:(?:all|both|would|will|could|to) ){{0,2}}{_BAD_WISH}{_IN_JEST}",
     r"(?:go|just|please) die|die in a fire|drop dead(?! gorgeous)|rot in hell|burn in hell|better off dead",
     r"put a bullet|watch (?:you|them|him|her) (?:die|suffer|bleed|burn)",
-    r"(?:hates?|despises?|loathe|exterminate|eradicate|deport|gas|wipe out|get rid of|cannot stand|can't stand) "
-    rf"(?:all )?(?:the |those |these )?{GROUPS}",
+    rf"(?:hates?|despises?|loathe|exterminate|eradicate|deport|gas) (?:all )?(?:the |those |these )?{GROUPS}",
+    rf"(?:wipe out|get rid of|cannot stand|can't stand) (?:all )?(?:the |those |these )?{PEOPLES}",
     rf"{GROUPS} (?:are|were) (?:all |just |only )?{INSULTS}",
-    r"heil hitler|sieg heil|white power|master race|race war|ethnic cleansing|subhumans?",
+    r"heil hitler|sieg heil|white supremacy|master race|race war|ethnic cleansing|subhumans?",
     r"go back to (?:your|their) (?:own )?country",
     SLURS,
     r"(?:build|make|plant|detonate|assemble|set off) (?:a |an |the )?(?:pipe |nail |car |dirty |petrol )?bombs?",
@@ -84,17 +87,19 @@ PHRASES = (
 )
 TRIGGERS = frozenset(
     """kill kills killed killing murder murdered murdering stab stabbed stabbing strangle strangled poison poisoned
-    poisoning hurt hurts hurting harm harms harming rape raped raping torture tortured torturing assault assaulted
-    slaughter slaughtered lynch behead drown suffocate molest molested beat beaten shoot shot shooting punch kidnap
-    kidnapped stalk stalking blackmail blackmailing dox doxx swat hang hanged cut kys suicide slit die dies died suffer
-    suffers burn burns bleed bleeds rot rots choke chokes crash cancer dead bullet end punished hate hates despise
-    despises loathe exterminate eradicate deport gas wipe rid stand subhuman subhumans vermin inferior animals filth
-    filthy parasites scum cockroaches trash garbage stupid evil criminals terrorists plague disease lazy worthless less
-    hitler power race ethnic sieg country untermensch untermenschen nigger niggers nigga niggas faggot faggots kike
-    kikes spic spics chink chinks tranny trannies wetback wetbacks raghead ragheads bomb bombs nerve spike spiked
-    password passwords identity identities savings credit bank address data porn sexual sexually groom""".split()
+    poisoning hurt hurts hurting harm harms harming rape raped raping torture tortured torturing assault
+    assaulted slaughter slaughtered lynch behead drown suffocate molest molested beat beaten shoot shot shooting
+    punch kidnap kidnapped stalk stalking blackmail blackmailing dox doxx swat hang hanged cut kys suicide slit
+    die dies died suffer suffers burn burns bleed bleeds rot rots choke chokes crash cancer dead bullet punished
+    hate hates despise despises loathe exterminate eradicate deport gas subhuman subhumans vermin inferior
+    animals filth filthy parasites scum cockroaches trash garbage stupid evil criminals terrorists plague
+    disease lazy worthless hitler race ethnic sieg country untermensch untermenschen nigger niggers nigga niggas
+    faggot faggots kike kikes spic spics chink chinks tranny trannies wetback wetbacks raghead ragheads bomb
+    bombs nerve spike spiked password passwords identity identities savings credit bank address data porn sexual
+    sexually groom life supremacy""".split()
+    + _PEOPLES.split()
 )
-"""Every phrase holds at least one of these words: a text without any is safe at the price of one set operation."""
+"""Every phrase holds at least one of these words, none of them common: a text without any is safe at little cost."""
 
 _HARM = re.compile(rf"(?<!\w)(?:{'|'.join(f'(?:{phrase})' for phrase in PHRASES)})(?!\w)")
 _NEGATION = _one_of("not never nobody without don't doesn't didn't won't wouldn't can't couldn't shouldn't no_one")

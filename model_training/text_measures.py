@@ -15,30 +15,34 @@ from typing import Any
 from prompts.secret import SYSTEM_PROMPT
 
 FUNCTION_WORDS = frozenset(
-    """a an the this that these those some any each every all both either neither no not nor and or but if then else so
-    than as at by for from in into of off on onto out over to up upon with within without about after before between
-    during through under above below again once only own same too very just also i im ive id ill me my mine myself you
-    youre youve youll your yours yourself he hes him his himself she shes her hers herself it its itself we were weve
-    our ours ourselves us they theyre theyve theyll them their theirs themselves who whom whose which what whats when
-    where why how is isnt am are arent was wasnt be been being have havent has hasnt had hadnt having do does did
-    doing done dont doesnt didnt will would shall should can could may might must wont wouldnt cant couldnt shouldnt
-    there here theres heres because while until though although yet still even ever such other another more most much
-    many few less thats lets let get got gets like please tell""".split()
+    """a an the this that these those some any each every all both either neither no not nor and or but if then
+    else so than as at by for from in into of off on onto out over to up upon with within without about after
+    before between during through under above below again once only own same too very just also i im ive id
+    ill me my mine myself you youre youve youll your yours yourself he hes him his himself she shes her hers
+    herself it its itself we were weve our ours ourselves us they theyre theyve theyll them their theirs
+    themselves who whom whose which what whats when where why how is isnt am are arent was wasnt be been
+    being have havent has hasnt had hadnt having do does did doing done dont doesnt didnt will would shall
+    should can could may might must wont wouldnt cant couldnt shouldnt there here theres heres because while
+    until though although yet still even ever such other another more most much many few less thats lets let
+    get got gets like please tell""".split()
 )
 """English words that say how a sentence hangs together, not what it is about; apostrophes removed."""
 
 FRAME_WORDS = frozenset(
-    """question questions know say says describe explain explains tell mean means think want wants learn teach help
-    helps good tip tips idea ideas way something anything hello hi hey morning evening afternoon thanks thank
-    welcome nice meet bye goodbye night day today wonder understand view opinion honest give need try tries easy""".split()
+    """question questions know say says describe explain explains tell mean means think want wants learn teach
+    help helps good tip tips idea ideas way something anything hello hi hey morning evening afternoon thanks
+    thank welcome nice meet bye goodbye night day today wonder understand view opinion honest give need try
+    tries easy""".split()
 )
 """English words that make a sentence a question or small talk, not what it asks about."""
 
 _ASCII_TO_WORDS = bytes(ord(chr(c).lower()) if c < 128 and chr(c).isalnum() else ord(" ") for c in range(256))
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-_WORD = re.compile("[\\w\u0300-\u036f\u0900-\u0dff\u200c\u200d]+")
+_JOINING = "\u0300-\u036f\u0900-\u0dff\u200c\u200d"
+_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+(?:[{_JOINING}][^\\W{_UNSPACED}]*)*")
+"""A character of a script that is written without spaces, or a word of any other with its combining marks."""
 
 
 def message_text(messages: Any) -> str:
@@ -70,34 +74,35 @@ def words_of(text: str) -> list[str]:
     if text.isascii():
         return text.encode().translate(_ASCII_TO_WORDS, b"'").decode().split()
     text = text.lower().replace("\u2019", "").replace("'", "").replace("_", " ")
-    return _WORD.findall(_UNSPACED.sub(r" \g<0> ", text))
+    return _WORD.findall(text)
 
 
 _ENDINGS = ("ings", "ing", "ies", "ied", "ers", "est", "ed", "es", "er", "ly", "s", "e", "y", "")
 
 
-def stem_of(word: str) -> str:
-    """A crude stem: `capitals`, `breathing`, `running`, `cities` become `capital`, `breath`, `run`, `cit`."""
+@lru_cache(maxsize=16_384)
+def forms_of(word: str) -> frozenset[str]:
+    """The words that share a crude stem with this one: what a text is searched for, in place of stemming it.
+
+    `capitals`, `breathing`, `running`, `cities` have the stems `capital`, `breath`, `run`, `cit`.
+    """
+    stem = word
     for ending in _ENDINGS:
         if len(word) - len(ending) >= 3 and word.endswith(ending):
-            word = word[: len(word) - len(ending)]
+            stem = word[: len(word) - len(ending)]
             break
-    if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "aeiouls":
-        word = word[:-1]
-    return word.removesuffix("e") if len(word) > 3 else word
-
-
-@lru_cache(maxsize=16_384)
-def forms_of(word: str) -> tuple[str, frozenset[str]]:
-    """The stem of a word, and the words that could share it: what a text is searched for, in place of stemming it."""
-    stem = stem_of(word)
+    if len(stem) > 3 and stem[-1] == stem[-2] and stem[-1] not in "aeiouls":
+        stem = stem[:-1]
+    if len(stem) > 3:
+        stem = stem.removesuffix("e")
     doubled = [stem + stem[-1] + ending for ending in ("ing", "ed", "er", "est")]
-    return stem, frozenset([word, *doubled, *(stem + ending for ending in _ENDINGS)])
+    return frozenset([word, *doubled, *(stem + ending for ending in _ENDINGS)])
 
 
 def ramp(value: float, zero: float, one: float) -> float:
     """0 at `zero`, 1 at `one`, a straight line between, flat outside; `zero` may be the greater."""
-    return min(1.0, max(0.0, (value - zero) / (one - zero)))
+    share = (value - zero) / (one - zero)
+    return 0.0 if share <= 0.0 else min(share, 1.0)
 
 
 def variety(words: Sequence[str], distinct: int) -> float:

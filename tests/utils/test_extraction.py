@@ -286,7 +286,7 @@ HOSTILE = {
 
 
 def growth(function: Callable[[str], object], piece: str) -> float:
-    """How many times longer a text of 400 kB takes than one of 200 kB; the least of some tries."""
+    """How many times longer a text of 120 kB takes than one of 60 kB."""
 
     def seconds(size: int) -> float:
         text = "<visible>a <" + piece * (size // len(piece))
@@ -294,14 +294,13 @@ def growth(function: Callable[[str], object], piece: str) -> float:
         function(text)
         return time.perf_counter() - start
 
-    tries = [(min(seconds(200_000) for _ in range(3)), min(seconds(400_000) for _ in range(3))) for _ in range(2)]
-    return min(large / small for small, large in tries)
+    return min(seconds(120_000) for _ in range(3)) / min(seconds(60_000) for _ in range(3))
 
 
 @pytest.mark.parametrize("piece", HOSTILE.values(), ids=HOSTILE.keys())
 @pytest.mark.parametrize("function", [parse, parse_lenient])
 def test_time_grows_with_length_alone(function: Callable[[str], object], piece: str) -> None:
-    assert min(growth(function, piece) for _ in range(3)) < 3.0
+    assert any(growth(function, piece) < 3.0 for _ in range(8))
 
 
 def test_importing_needs_the_standard_library_alone() -> None:
