@@ -117,7 +117,7 @@ def _read(path: Path, extension: str) -> tuple[Cursor, str | None]:
     byte = 3 if data.startswith(b"\xef\xbb\xbf") else 0
     text = data[byte:].decode("utf-8", "surrogateescape")
     if not damage and not text.strip(" \t\r\n"):
-        raise UserError(f"{path}: the file is empty: there is no record")
+        raise UserError(f"{path}: the file is empty: there is no record; --mode prepare_data writes a dataset")
     return Cursor(text, byte, stray=_STRAY_BYTE.search(text) is not None), damage
 
 

@@ -4,8 +4,8 @@
     save_records("copy.jsonl.gz", records)
 
 The name says the format: `.json` (an array of records), `.jsonl` (one record a line), each also with `.gz`. Each fault
-is reported as `file:record N (line L): what is wrong`; by default any fault stops the loading with the first 20 and the
-total, and `skip_invalid` keeps the good records and says how many were left out, and why. `dataset.parsing` finds the
+is reported as `file:record N (line L): what is wrong`; by default any fault stops the loading, in one line, or for
+several with the first 20 and the total, and `skip_invalid` keeps the good records and says how many were left out, and why. `dataset.parsing` finds the
 values; here stands what each task asks of them. Fields that a task does not know are kept.
 """
 
@@ -40,13 +40,16 @@ def load_records(path: str | Path, validate: Validator, *, skip_invalid: bool = 
     path = Path(path)
     good, faults = _sift(read_items(path), validate)
     if faults and not skip_invalid:
+        way_out = "repair the file, or keep the good records with --skip_invalid" if good else "repair the file"
+        if len(faults) == 1:
+            raise UserError(f"{_listing(path, faults)}; nothing was loaded; {way_out}")
         totals = f"{count_of(len(faults), 'fault')} beside {count_of(len(good), 'good record')}"
-        way_out = "repair the file, or keep the good records with --skip_invalid"
         raise UserError(f"{path}: nothing was loaded: {totals}\n{_listing(path, faults)}\n{way_out}")
     if faults:
         print(_account(path, good, faults), file=sys.stderr)
     if not good:
-        raise UserError(f"{path}: {'no record in it is valid' if faults else 'the array is empty: there is no record'}")
+        nothing = "no record in it is valid" if faults else "the array is empty: there is no record"
+        raise UserError(f"{path}: {nothing}; --mode prepare_data writes a dataset")
     return good
 
 
