@@ -5,8 +5,9 @@
 
 The name says the format: `.json` (an array of records), `.jsonl` (one record a line), each also with `.gz`. Each fault
 is reported as `file:record N (line L): what is wrong`; by default any fault stops the loading, in one line, or for
-several with the first 20 and the total, and `skip_invalid` keeps the good records and says how many were left out, and why. `dataset.parsing` finds the
-values; here stands what each task asks of them. Fields that a task does not know are kept.
+several with the first 20 and the total, and `skip_invalid` keeps the good records and says how many were left out, and
+why. `dataset.parsing` finds the values; here stands what each task asks of them. Fields that a task does not know are
+kept.
 """
 
 from __future__ import annotations
