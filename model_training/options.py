@@ -280,7 +280,7 @@ def _configure(task_name: str, mode: str, task: Task, given: dict[str, Any]) -> 
     if "model_name" in options:
         model, _ = (files | flags).get("model_name", (None, ""))
         if model is None:
-            model = resolve_model_name(None)
+            model = _model_of_none_named(options, files | flags)
             flags["model_name"] = model, "--model_name"
         if model == TINY:
             preset = _from_file(ROOT / task.preset, mode, task)
@@ -291,17 +291,19 @@ def _configure(task_name: str, mode: str, task: Task, given: dict[str, Any]) -> 
     return resolved
 
 
-def _adapter_or_default(options: dict[str, Option], given: Values) -> tuple[str, str]:
-    """The model where none is named: the base of the adapter for modes that only read one, else this machine's default.
+def _model_of_none_named(options: dict[str, Option], given: Values) -> str:
+    """The base of the adapter for modes that only read one, else this machine's default, explained in a line.
 
     An adapter that is not there is the stage's to report.
     """
     path, _ = given.get("save_lora_path", (options["save_lora_path"].default, ""))
     if "lora_rank" in options or not Path(path).is_dir():
-        return default_model_name()
+        return resolve_model_name(None)
     from model_training.models import base_of_adapter
 
-    return base_of_adapter(path), f"the base of the adapter {path}"
+    base = base_of_adapter(path)
+    say(f"model: {base} (the base of the adapter {path}; choose with --model_name)")
+    return base
 
 
 def _from_file(path: Path, mode: str, task: Task) -> Values:

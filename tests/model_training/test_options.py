@@ -266,6 +266,21 @@ def test_preset_and_default_model_are_announced_in_a_line_each(
     assert capsys.readouterr().err == ""
 
 
+def test_modes_that_read_an_adapter_take_its_base(
+    preset: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(options, "default_model_name", lambda: ("tiny", "because"))
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    adapter = ["--save_lora_path", str(tmp_path)]
+    assert configured(*adapter, mode="generate").model_name == "org/base"
+    line = f"model: org/base (the base of the adapter {tmp_path}; choose with --model_name)\n"
+    assert capsys.readouterr().err == line
+    assert configured(*adapter, "--model_name", "other", mode="generate").model_name == "other"
+    assert configured(*adapter, mode="train").model_name == "tiny"
+    assert configured("--save_lora_path", str(tmp_path / "none"), mode="evaluate").model_name == "tiny"
+
+
 def test_a_call_from_python_gets_the_same_model_and_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
