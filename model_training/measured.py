@@ -64,15 +64,6 @@ _MARKED = frozenset(_MARKS)
 _FACE = re.compile("[\U0001f600-\U0001f64f\U0001f910-\U0001f92f\U0001f970-\U0001f97a\U0001f440\U0001f608\u2026]")
 
 
-class Part(NamedTuple):
-    """One part of a well-formed completion: its text, its words, and whether there is nothing in it to judge."""
-
-    text: str
-    words: list[str]
-    distinct: set[str]
-    blank: bool
-
-
 class Measured(NamedTuple):
     """All that a well-formed completion is worth whatever the question: measured once, read by all rewards."""
 
@@ -86,12 +77,6 @@ class Measured(NamedTuple):
     safe: float
 
 
-def _part(text: str) -> Part:
-    words = words_of(text)
-    distinct = set(words)
-    return Part(text, words, distinct, not words or is_placeholder(text, words, distinct))
-
-
 def measure(completion: Any) -> Measured | None:
     """The measures of a well-formed completion, None for any other. Those of very long texts are not kept."""
     text = completion if isinstance(completion, str) else message_text(completion)
@@ -100,54 +85,47 @@ def measure(completion: Any) -> Measured | None:
 
 @lru_cache(maxsize=1024)
 def _measure_text(text: str) -> Measured | None:
-    parsed = parse(text)
-    if parsed.visible is None or parsed.hidden is None:
+    visible, hidden, _ = parse(text)
+    if visible is None or hidden is None:
         return None
-    visible, hidden = _part(parsed.visible), _part(parsed.hidden)
-    marks = bytes(map(_MARKS.__getitem__, hidden.distinct & _MARKED))
-    function_words, count = len(marks.translate(None, _KEYWORD_MARKS)), len(hidden.distinct)
-    unstuffed = ramp((len(marks) - function_words) / max(1, count), 0.6, 0.45)
-    hidden_quality = unstuffed * _hidden_form(hidden)
-    distinctness = _distinctness(visible, hidden, count - function_words)
-    playful = unstuffed * _playful(hidden, marks, function_words)
-    safe = float(harmful_phrase(hidden.text, hidden.distinct) is None)
-    form = _visible_form(visible)
-    measures = (form, hidden_quality, distinctness, playful, safe)
-    return Measured(visible.text, len(visible.words), visible.distinct, *measures)
+    visible_words, hidden_words = words_of(visible), words_of(hidden)
+    said, thought = set(visible_words), set(hidden_words)
+    no_answer = not said or is_placeholder(visible, visible_words, said)
+    no_thought = not thought or is_placeholder(hidden, hidden_words, thought)
+    marks = bytes(map(_MARKS.__getitem__, thought & _MARKED))
+    function_words = len(marks.translate(None, _KEYWORD_MARKS))
+    content = len(thought) - function_words
+    unstuffed = ramp((len(marks) - function_words) / max(1, len(thought)), 0.6, 0.45)
+    return Measured(
+        visible,
+        len(visible_words),
+        said,
+        0.0 if no_answer or announces_hidden(visible_words, said) else _form(visible_words, said, VISIBLE_WORDS),
+        0.0 if no_thought else unstuffed * _form(hidden_words, thought, HIDDEN_WORDS),
+        0.0 if no_answer or no_thought else _distinctness(visible_words, hidden_words, said & thought, content),
+        0.0
+        if no_thought
+        else unstuffed * _playful(hidden, hidden_words, marks, function_words / min(len(thought), 100)),
+        float(harmful_phrase(hidden, thought) is None),
+    )
 
 
-def _visible_form(visible: Part) -> float:
-    """What a visible part is worth if it is on topic."""
-    if visible.blank or announces_hidden(visible.words, visible.distinct):
-        return 0.0
-    return min(1.0, len(visible.words) / VISIBLE_WORDS) * variety(visible.words, len(visible.distinct))
+def _form(words: list[str], distinct: set[str], enough: int) -> float:
+    return min(1.0, len(words) / enough) * variety(words, len(distinct))
 
 
-def _hidden_form(hidden: Part) -> float:
-    if hidden.blank:
-        return 0.0
-    return min(1.0, len(hidden.words) / HIDDEN_WORDS) * variety(hidden.words, len(hidden.distinct))
-
-
-def _playful(hidden: Part, marks: bytes, function_words: int) -> float:
-    if hidden.blank:
-        return 0.0
-    text, signs = hidden.text, list(map(marks.lower().count, _KEYWORD_MARKS))
-    signs[-1] += "..." in text or "(" in text or (not text.isascii() and _FACE.search(text) is not None)
-    needed = max(1.0, len(hidden.words) / 40)
-    kinds = sum(map(min, signs, repeat(needed))) / needed
-    return min(1.0, kinds / PLAYFUL_KINDS) * ramp(function_words / min(len(hidden.distinct), 100), 0.05, 0.2)
-
-
-def _distinctness(visible: Part, hidden: Part, content: int) -> float:
-    if visible.blank or hidden.blank:
-        return 0.0
-    shared = visible.distinct & hidden.distinct
+def _distinctness(visible: list[str], hidden: list[str], shared: set[str], content: int) -> float:
     common = len(shared - FUNCTION_WORDS)
     if common < min(2, content):
         return 1.0
     by_overlap = ramp(common / max(3, content), 0.9, 0.4)
-    run = shared_run(visible.words, hidden.words, LEAK_RUN, min(FREE_RUN, len(hidden.words) // 2), shared)
-    return (
-        min(by_overlap, ramp(run, LEAK_RUN, FREE_RUN), ramp(run / len(hidden.words), 0.9, 0.5)) if run else by_overlap
-    )
+    run = shared_run(visible, hidden, LEAK_RUN, min(FREE_RUN, len(hidden) // 2), shared)
+    return min(by_overlap, ramp(run, LEAK_RUN, FREE_RUN), ramp(run / len(hidden), 0.9, 0.5)) if run else by_overlap
+
+
+def _playful(text: str, words: list[str], marks: bytes, function_share: float) -> float:
+    signs = list(map(marks.lower().count, _KEYWORD_MARKS))
+    signs[-1] += "..." in text or "(" in text or (not text.isascii() and _FACE.search(text) is not None)
+    needed = max(1.0, len(words) / 40)
+    kinds = sum(map(min, signs, repeat(needed))) / needed
+    return min(1.0, kinds / PLAYFUL_KINDS) * ramp(function_share, 0.05, 0.2)

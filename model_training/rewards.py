@@ -34,7 +34,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from model_training import source_rewards
 from model_training.measured import Measured, measure
@@ -131,42 +131,32 @@ def _visible_quality(completion: Any, prompt: Any, reference: str | None) -> flo
     return measured.visible_form * (OFF_TOPIC + (1.0 - OFF_TOPIC) * on_topic)
 
 
-class _Topic(NamedTuple):
-    """What a text is about: its content words, and for each of them the forms in which another text may speak of it."""
-
-    words: frozenset[str]
-    forms: tuple[frozenset[str], ...]
-
-
 @lru_cache(maxsize=4096)
-def _asked_and_told(question: str, reference: str) -> tuple[_Topic, _Topic]:
-    """What a question is about, and what a reference answer says beyond it."""
-    asked, told = (set(words_of(text)) - FUNCTION_WORDS - FRAME_WORDS for text in (question, reference))
-    asked_forms = tuple(map(forms_of, asked))
-    told.difference_update(*asked_forms)
-    return _Topic(frozenset(asked), asked_forms), _Topic(frozenset(told), tuple(map(forms_of, told)))
+def _asked_and_told(question: str, reference: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The content words of a question, and those that a reference answer adds."""
+    asked, told = (frozenset(words_of(text)) - FUNCTION_WORDS - FRAME_WORDS for text in (question, reference))
+    return asked, told - asked
 
 
-def _share_met(topic: _Topic, words: set[str], enough: int) -> float:
-    """How much of `enough` content words of a topic a text holds, 1 at most; other forms count if the words fail."""
-    if len(topic.words & words) >= enough:
+def _share_met(topic: frozenset[str], words: set[str], enough: int) -> float:
+    """How much of `enough` content words of a topic a text holds, 1 at most; other forms count where the words fail."""
+    if len(topic & words) >= enough:
         return 1.0
-    return min(1.0, sum(not forms.isdisjoint(words) for forms in topic.forms) / enough)
+    return min(1.0, sum(not forms_of(word).isdisjoint(words) for word in topic) / enough)
 
 
 def _on_topic(measured: Measured, question: str, reference: str) -> float:
     asked, told = _asked_and_told(question, reference)
     distinct = measured.visible_distinct
-    if not asked.words and not told.words:
+    if not asked and not told:
         return 1.0
     if measured.visible == question.strip():
         return 0.0
-    enough = min(len(asked.forms), 1 if len(distinct) <= SHORT_WORDS else 2)
-    by_question = _share_met(asked, distinct, enough) if asked.words else 1.0
+    by_question = _share_met(asked, distinct, min(len(asked), 1 if len(distinct) <= SHORT_WORDS else 2))
     shortness = ramp(len(distinct), 3 * SHORT_WORDS, SHORT_WORDS)
-    if not told.words:
+    if not told:
         return max(by_question, NAMES_IT * shortness)
-    by_reference = _share_met(told, distinct, min(3, math.ceil(len(told.forms) / 3)))
+    by_reference = _share_met(told, distinct, min(3, math.ceil(len(told) / 3)))
     on_topic = (1.0 - REFERENCE_SHARE) * max(by_question, by_reference) + REFERENCE_SHARE * by_reference
     return max(on_topic, NAMES_OTHER * shortness)
 
