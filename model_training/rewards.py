@@ -139,10 +139,11 @@ def _asked_and_told(question: str, reference: str) -> tuple[frozenset[str], froz
 
 
 def _share_met(topic: frozenset[str], words: set[str], enough: int) -> float:
-    """How much of `enough` content words of a topic a text holds, 1 at most; other forms count where the words fail."""
+    """1 for `enough` content words of a topic, 0.75 for half as many; other forms count where the words fail."""
     if len(topic & words) >= enough:
         return 1.0
-    return min(1.0, sum(not forms_of(word).isdisjoint(words) for word in topic) / enough)
+    missing = ramp(sum(not forms_of(word).isdisjoint(words) for word in topic), enough, 0)
+    return 1.0 - missing * missing
 
 
 def _on_topic(measured: Measured, question: str, reference: str) -> float:

@@ -182,6 +182,7 @@ ASKED_RUSSIAN = "\u0421\u0442\u043e\u043b\u0438\u0446\u0430 \u0424\u0440\u0430\u
         (QUESTION, QUESTION, VISIBLE, 0.0, 0.2),
         ("Paris.", QUESTION, VISIBLE, 0.2, 0.5),
         ("It is Paris.", "Is it Paris?", VISIBLE, 0.7, 1.0),
+        ("I think homework can be dull, many people feel so.", "Are you a friend of homework?", None, 0.7, 0.9),
         ("Two walks.", "How many times a day should I be walking my old dog in winter?", None, 0.6, 1.0),
         ("I am fine, thank you.", "How are you?", None, 1.0, 1.0),
         ("You are welcome.", "Thanks!", None, 1.0, 1.0),
