@@ -33,11 +33,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=100, help="GRPO steps")
+    parser.add_argument(
+        "--credits", nargs="+", default=["completion", "segment"], help="run these; the table wants both"
+    )
     parser.add_argument("--num_queries", type=int, default=240)
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/credit"))
     arguments = parser.parse_args()
     for seed in arguments.seeds:
-        for credit in ("completion", "segment"):
+        for credit in arguments.credits:
             run(arguments.work_dir, seed, credit, arguments.steps, arguments.num_queries)
     print_table(arguments.work_dir, arguments.seeds, arguments.steps)
 
@@ -52,7 +55,8 @@ def run(work_dir: Path, seed: int, credit: str, steps: int, num_queries: int) ->
         command("prepare_data", "--dataset_path", dataset)
     common = ["--model_name", "tiny", "--output_dir", output, "--save_lora_path", adapter, "--seed", seed]
     train = ["--dataset_path", dataset, "--credit", credit, "--max_steps", steps, "--reward_funcs", *REWARDS]
-    command("train", *common, *train, "--overwrite")
+    settings = [word for name, value in SETTINGS.items() for word in (f"--{name}", value)]
+    command("train", *common, *train, *settings, "--overwrite")
     compare = ["--compare", f"warmup={output / 'warmup_lora'}"]
     command("evaluate", *common, *compare, "--num_queries", num_queries, "--reward_funcs", *REWARDS)
 
