@@ -26,6 +26,15 @@ METRICS = {
     "hidden well-formed": "hidden_wellformed_rate",
 }
 REWARDS = ["format", "brevity_visible"]
+SETTINGS = {
+    "sft_steps": 300,
+    "sft_batch_size": 8,
+    "sft_learning_rate": 1.5e-3,
+    "learning_rate": 1e-3,
+    "per_device_train_batch_size": 16,
+    "num_generations": 8,
+}
+"""Enough pressure that spill-over has room to show within a hundred steps of a small model."""
 
 
 def main() -> None:
@@ -33,14 +42,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=100, help="GRPO steps")
-    parser.add_argument(
-        "--credits", nargs="+", default=["completion", "segment"], help="run these; the table wants both"
-    )
     parser.add_argument("--num_queries", type=int, default=240)
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/credit"))
     arguments = parser.parse_args()
     for seed in arguments.seeds:
-        for credit in arguments.credits:
+        for credit in ("completion", "segment"):
             run(arguments.work_dir, seed, credit, arguments.steps, arguments.num_queries)
     print_table(arguments.work_dir, arguments.seeds, arguments.steps)
 
