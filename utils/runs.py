@@ -54,6 +54,8 @@ RUN_FILES = (
     "loss_curve.png",
     "reward_components.png",
     "training_report.html",
+    "tensorboard",
+    "wandb",
 )
 """What a run writes beside its manifest: `--overwrite` removes these and replaces the manifest last, so that a removal
 that was killed can be repeated."""
