@@ -23,6 +23,7 @@ MAIN = Path(__file__).resolve().parent.parent / "main.py"
 METRICS = {
     "strict": "strict_format_rate",
     "visible words": "visible_words",
+    "hidden words": "hidden_words",
     "hidden well-formed": "hidden_wellformed_rate",
 }
 REWARDS = ["format", "brevity_visible"]
@@ -78,11 +79,16 @@ def print_table(work_dir: Path, seeds: list[int], steps: int) -> None:
     rows = [("after SFT", "segment", "warmup"), ("credit to the completion", "completion", "adapter")]
     rows.append(("credit by segment", "segment", "adapter"))
     print(f"\nGRPO steps {steps}, seeds {seeds}, rewards {REWARDS}; value [95 % interval], queries\n")
-    print(f"{'':26}" + "".join(f"{title:>30}" for title in METRICS))
+    print(f"{'':26}" + "".join(f"{title:>24}" for title in METRICS))
     for title, credit, model in rows:
         items = [row for seed in seeds for row in model_rows(work_dir / f"{credit}-{seed}", model)]
         estimates = [by_query(items, metric) for metric in METRICS.values()]
-        print(f"{title:26}" + "".join(f"{e['value']:12.3f} [{e['low']:.3f}, {e['high']:.3f}]" for e in estimates))
+        print(f"{title:26}" + "".join(f"{cell(e):>24}" for e in estimates))
+
+
+def cell(estimate: Estimate) -> str:
+    """`0.975 [0.958, 0.986]`"""
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
 
 def model_rows(run_dir: Path, model: str) -> list[dict[str, Any]]:
