@@ -51,16 +51,8 @@ class Kill:
 
 
 def stage_command(mode: str, options: dict[str, Any]) -> list[str]:
-    """The command line of a stage, or a call of its function where there is no main.py to give it to."""
-    flags = [word for name, value in options.items() for word in _flag(name, value)]
-    if (REPOSITORY / "main.py").is_file():
-        return [sys.executable, "main.py", "--mode", mode, *flags]
-    stage, config = {
-        "train": ("model_training.secret import train", "TrainConfig"),
-        "prepare_data": ("dataset.secret import prepare_data", "PrepareDataConfig"),
-    }[mode]
-    call = f"from model_training.config import {config}; from {stage}; {mode}({config}(**{options!r}))"
-    return [sys.executable, "-c", call]
+    """The command line of a stage."""
+    return [sys.executable, "main.py", "--mode", mode, *(word for pair in options.items() for word in _flag(*pair))]
 
 
 def _flag(name: str, value: Any) -> list[str]:
