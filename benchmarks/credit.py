@@ -27,19 +27,20 @@ METRICS = {
     "hidden well-formed": "hidden_wellformed_rate",
 }
 REWARDS = ["format", "brevity_visible"]
+CREDITS = ("completion", "segment")
 SETTINGS = {
     "sft_steps": 300,
     "sft_batch_size": 8,
     "sft_learning_rate": 1.5e-3,
-    "learning_rate": 1e-3,
+    "learning_rate": 3e-4,
     "per_device_train_batch_size": 16,
     "num_generations": 8,
 }
-"""Enough pressure that spill-over has room to show within a hundred steps of a small model."""
+"""The demo's recipe with two groups a step."""
 
 
 def main() -> None:
-    """Run what has not run yet, then print the table."""
+    """Run what has not run yet, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=100, help="GRPO steps")
@@ -47,9 +48,10 @@ def main() -> None:
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/credit"))
     arguments = parser.parse_args()
     for seed in arguments.seeds:
-        for credit in ("completion", "segment"):
+        for credit in CREDITS:
             run(arguments.work_dir, seed, credit, arguments.steps, arguments.num_queries)
     print_table(arguments.work_dir, arguments.seeds, arguments.steps)
+    print_changes(arguments.work_dir, arguments.seeds)
 
 
 def run(work_dir: Path, seed: int, credit: str, steps: int, num_queries: int) -> None:
@@ -84,6 +86,18 @@ def print_table(work_dir: Path, seeds: list[int], steps: int) -> None:
         items = [row for seed in seeds for row in model_rows(work_dir / f"{credit}-{seed}", model)]
         estimates = [by_query(items, metric) for metric in METRICS.values()]
         print(f"{title:26}" + "".join(f"{cell(e):>24}" for e in estimates))
+
+
+def print_changes(work_dir: Path, seeds: list[int]) -> None:
+    """What GRPO did to the hidden part, seed by seed: adapter minus warm-up, paired by query."""
+    metrics = ("hidden_words", "hidden_wellformed_rate", "distinct_hidden_rate")
+    print("\nadapter - warm-up, same queries\n")
+    print(f"{'':26}" + "".join(f"{metric:>26}" for metric in metrics))
+    for seed in seeds:
+        for credit in CREDITS:
+            report = json.loads((work_dir / f"{credit}-{seed}" / "evaluation" / "secret.json").read_text("utf-8"))
+            changes = report["paired"]["adapter - warmup"]
+            print(f"{f'{credit}, seed {seed}':26}" + "".join(f"{cell(changes[metric]):>26}" for metric in metrics))
 
 
 def cell(estimate: Estimate) -> str:
