@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+TINY = "tiny"
+"""The name of the embedded model."""
 REWARD_FUNCS = ["format", "visible_quality", "hidden_quality", "distinctness", "playful_hidden", "safe_hidden"]
 
 

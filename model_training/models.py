@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from model_training.options import TINY as TINY
+from model_training.config import TINY
 from prompts.chat import FALLBACK_TEMPLATE, Message, render
 from utils.errors import UserError
 

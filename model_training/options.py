@@ -23,11 +23,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
+from model_training.config import TINY
+from model_training.models import base_of_adapter
 from model_training.option_values import EXPECTED, Option, check_ranges, from_text, from_yaml, listed, near
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = "tiny"
 GPU_SIGNS = ("/proc/driver/nvidia/gpus/*", "/dev/nvidia[0-9]*", "/dev/dxg")
 """What stands where an NVIDIA device does: its driver, or the device itself in a container or in WSL."""
 GPU_MODEL = "meta-llama/Llama-3.1-8B-Instruct"
@@ -299,8 +300,6 @@ def _model_of_none_named(options: dict[str, Option], given: Values) -> str:
     path, _ = given.get("save_lora_path", (options["save_lora_path"].default, ""))
     if "lora_rank" in options or not Path(path).is_dir():
         return resolve_model_name(None)
-    from model_training.models import base_of_adapter
-
     base = base_of_adapter(path)
     say(f"model: {base} (the base of the adapter {path}; choose with --model_name)")
     return base

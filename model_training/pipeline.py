@@ -12,8 +12,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from model_training.config import EvaluateConfig, PrepareDataConfig, TrainConfig, VisualizeConfig
-from model_training.options import ROOT, TINY, narrow
+from model_training.config import TINY, EvaluateConfig, PrepareDataConfig, TrainConfig, VisualizeConfig
+from model_training.options import ROOT, narrow
 from utils.pipeline import Step, run_steps
 from utils.runs import COMPLETIONS, MANIFEST, METRICS, PIPELINE_FILE
 
