@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from evaluation.statistics import Estimate, cells, mean
+from evaluation.statistics import Cells, Estimate, cells, difference, mean
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 METRICS = {
@@ -77,15 +77,21 @@ def command(mode: str, *options: object) -> None:
 
 
 def print_table(work_dir: Path, seeds: list[int], steps: int) -> None:
-    """One row a model, the seeds pooled by query."""
+    """One row a model, the seeds pooled by query, and the paired difference of the two kinds of credit."""
     rows = [("after SFT", "segment", "warmup"), ("credit to the completion", "completion", "adapter")]
     rows.append(("credit by segment", "segment", "adapter"))
     print(f"\nGRPO steps {steps}, seeds {seeds}, rewards {REWARDS}; value [95 % interval], queries\n")
-    print(f"{'':26}" + "".join(f"{title:>24}" for title in METRICS))
+    print(f"{'':26}" + "".join(f"{title:>26}" for title in METRICS))
     for title, credit, model in rows:
         items = [row for seed in seeds for row in model_rows(work_dir / f"{credit}-{seed}", model)]
-        estimates = [by_query(items, metric) for metric in METRICS.values()]
-        print(f"{title:26}" + "".join(f"{cell(e):>24}" for e in estimates))
+        estimates = [mean(by_query(items, metric), seed=0) for metric in METRICS.values()]
+        print(f"{title:26}" + "".join(f"{cell(e):>26}" for e in estimates))
+    by_credit = [
+        [row for seed in seeds for row in model_rows(work_dir / f"{credit}-{seed}", "adapter")]
+        for credit in ("segment", "completion")
+    ]
+    changes = [difference(*(by_query(items, metric) for items in by_credit), seed=0) for metric in METRICS.values()]
+    print(f"{'segment - completion':26}" + "".join(f"{cell(e):>26}" for e in changes))
 
 
 def print_changes(work_dir: Path, seeds: list[int]) -> None:
@@ -111,12 +117,12 @@ def model_rows(run_dir: Path, model: str) -> list[dict[str, Any]]:
     return [row for row in map(json.loads, lines) if row["model"] == model]
 
 
-def by_query(items: list[dict[str, Any]], metric: str) -> Estimate:
-    """Mean and interval of one metric, queries as the unit."""
+def by_query(items: list[dict[str, Any]], metric: str) -> Cells:
+    """One metric's values, queries as the unit, in the order of their ids."""
     values: dict[str, list[float | None]] = {}
     for row in items:
         values.setdefault(row["query_id"], []).append(row["scores"][metric])
-    return mean(cells(list(values.values())), seed=0)
+    return cells([values[query] for query in sorted(values)])
 
 
 if __name__ == "__main__":
