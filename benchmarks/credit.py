@@ -86,11 +86,11 @@ def print_table(work_dir: Path, seeds: list[int], steps: int) -> None:
         items = [row for seed in seeds for row in model_rows(work_dir / f"{credit}-{seed}", model)]
         estimates = [mean(by_query(items, metric), seed=0) for metric in METRICS.values()]
         print(f"{title:26}" + "".join(f"{cell(e):>26}" for e in estimates))
-    by_credit = [
+    segment, completion = (
         [row for seed in seeds for row in model_rows(work_dir / f"{credit}-{seed}", "adapter")]
         for credit in ("segment", "completion")
-    ]
-    changes = [difference(*(by_query(items, metric) for items in by_credit), seed=0) for metric in METRICS.values()]
+    )
+    changes = [difference(by_query(segment, m), by_query(completion, m), seed=0) for m in METRICS.values()]
     print(f"{'segment - completion':26}" + "".join(f"{cell(e):>26}" for e in changes))
 
 
