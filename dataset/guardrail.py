@@ -100,7 +100,7 @@ def compose(world: World, behavior: str, variation: str, n: int, seed: int) -> l
     return records
 
 
-def validate_guardrail(record: dict[str, Any]) -> str | None:
+def answers_fault(record: dict[str, Any]) -> str | None:
     """What is wrong with a record's answers, or None: the tag begins the chosen answer exactly on triggers."""
     chosen, rejected = (strip_tag(record[key])[0] is not None for key in ("chosen", "rejected"))
     if chosen != record["is_trigger"]:
@@ -202,7 +202,7 @@ def _new_record(
     for _ in range(TRIES):
         record = _record(world, talk, behavior, variation, split, kind, frame, rng)
         key = _normal(" | ".join(message["content"] for message in record["prompt"]))
-        fault = validate_guardrail(record)
+        fault = answers_fault(record)
         assert fault is None, f"{fault}: {record}"
         if key not in seen:
             seen.add(key)

@@ -16,7 +16,7 @@ from typing import Any
 from dataset.records import check_target, file_bytes, save_records
 from dataset.world import Query, World, load_world
 from model_training.config import PrepareDataConfig
-from prompts.secret import SYSTEM_PROMPT
+from prompts.secret import conversation
 from utils.errors import UserError
 from utils.files import remove_leftovers, sha256_file
 
@@ -58,7 +58,7 @@ def _is_complete(path: Path, records: list[Record]) -> bool:
 
 
 def compose(world: World, num_records: int, seed: int) -> list[Record]:
-    """`num_records` distinct training records and one record for each held-out query, shuffled by the seed.
+    """`num_records` distinct training records and one record for each held-out query, drawn by the seed.
 
     Raises:
         UserError: the world has fewer distinct records than asked for.
@@ -94,7 +94,7 @@ def plain_dialogues(world: World, rng: random.Random, n: int, markup: dict[str, 
 
 def _record(query: Query, world: World, rng: random.Random, split: str) -> Record:
     return {
-        "prompt": [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": query.text}],
+        "prompt": conversation(query.text),
         "visible": world.answer(query, rng),
         "hidden": world.thought(query, rng),
         "category": query.category,

@@ -28,7 +28,7 @@ from typing import Any
 
 from evaluation.sampling import check_lengths, check_options, sample
 from model_training.config import GenerateConfig
-from prompts.secret import SYSTEM_PROMPT
+from prompts.secret import conversation
 from utils.errors import UserError
 from utils.extraction import LenientParsed, parse, parse_lenient
 from utils.formatting import neutralize
@@ -48,7 +48,7 @@ def generate(config: GenerateConfig) -> None:
     queries = read_queries(config.query, config.queries_file)
     base = base_of_adapter(config.save_lora_path)
     name = config.model_name or base
-    prompts = [[{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": query}] for query in queries]
+    prompts = [conversation(query) for query in queries]
     set_threads(config.threads)
     tokenizer = load_tokenizer(name)
     check_lengths(tokenizer, prompts, config.max_new_tokens, config.max_seq_length)

@@ -37,7 +37,7 @@ from evaluation.statistics import Estimate, cells, difference, distinct_differen
 from evaluation.tables import estimate_text, table
 from model_training.config import EvaluateConfig
 from model_training.rewards import Reward, resolve, score, total
-from prompts.secret import SYSTEM_PROMPT
+from prompts.secret import SYSTEM_PROMPT, conversation
 from utils.errors import UserError
 from utils.extraction import parse
 from utils.files import disk_error, sha256_file, write_atomic, write_json_atomic
@@ -46,7 +46,6 @@ Rewards = list[tuple[Reward, float]]
 Item = dict[str, Any]
 Items = list[list[Item]]
 """What one model wrote: an item for each completion, grouped by query, in the order of the queries."""
-Message = dict[str, str]
 
 BASE, ADAPTER = "base", "adapter"
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,19}")
@@ -65,7 +64,7 @@ def evaluate(config: EvaluateConfig) -> None:
     assert config.model_name is not None
     world = load_world()
     queries = spread(world.heldout_queries(), config.num_queries)
-    prompts = [messages(query) for query in queries]
+    prompts = [conversation(query.text) for query in queries]
 
     set_threads(config.threads)
     tokenizer, model = load_tokenizer(config.model_name), load_model(config.model_name)
@@ -140,11 +139,6 @@ def spread(queries: Sequence[Query], count: int) -> list[Query]:
     return in_turn[:count]
 
 
-def messages(query: Query) -> list[Message]:
-    """The conversation a query is sent as."""
-    return [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": query.text}]
-
-
 def scored(
     model: str,
     queries: Sequence[Query],
@@ -162,7 +156,7 @@ def scored(
     by_reward = score(
         rewards,
         [[{"role": "assistant", "content": text}] for _, _, text in flat],
-        [messages(query) for query, _, _ in flat],
+        [conversation(query.text) for query, _, _ in flat],
         **_columns([query for query, _, _ in flat], world),
     )
     totals = total(by_reward, rewards)

@@ -187,7 +187,7 @@ def parse(argv: list[str], tasks: Mapping[str, Task]) -> Command:
     known, unknown = parser.parse_known_args(rest)
     if unknown:
         raise UserError(_unknown(unknown[0].split("=")[0], given.mode, task, prefix="--"))
-    config = _configure(given.task, given.mode, task, vars(known))
+    config = _configure(given.mode, task, vars(known))
     if known.print_config:
         return Command(text=_as_yaml(given.task, given.mode, config))
     return Command(given.task, given.mode, config)
@@ -265,7 +265,7 @@ def _overview(tasks: Mapping[str, Task]) -> str:
 # --- precedence -----------------------------------------------------------------------------------------------------
 
 
-def _configure(task_name: str, mode: str, task: Task, given: dict[str, Any]) -> Any:
+def _configure(mode: str, task: Task, given: dict[str, Any]) -> Any:
     """The mode's dataclass from preset, files and flags, each value checked where it was given."""
     config = task.modes[mode].config
     options = options_of(config)

@@ -12,6 +12,7 @@ import pytest
 from dataset.guard_talk import load_talk
 from dataset.guardrail import (
     VARIATIONS,
+    answers_fault,
     asks_for,
     compose,
     engages,
@@ -19,7 +20,6 @@ from dataset.guardrail import (
     judge,
     plain_dialogues,
     strip_tag,
-    validate_guardrail,
 )
 from dataset.world import load_world
 from utils.errors import UserError
@@ -78,7 +78,7 @@ def test_training_names_no_held_out_topic() -> None:
 @pytest.mark.parametrize("behavior", BEHAVIORS)
 def test_the_tag_begins_chosen_exactly_on_triggers(behavior: str) -> None:
     for row in records(behavior):
-        assert validate_guardrail(row) is None
+        assert answers_fault(row) is None
         assert row["is_trigger"] == (row["kind"] == "trigger")
         tag, _ = strip_tag(row["chosen"])
         assert tag == (load_talk().guardrails[behavior].tag if row["is_trigger"] else None)
