@@ -19,15 +19,32 @@ from typing import Any
 
 from model_training.config import EvaluateConfig, GenerateConfig, PrepareDataConfig, TrainConfig, VisualizeConfig
 from model_training.options import Mode, PipelineOptions, Task, parse, union
+from model_training.preference_config import (
+    EvaluatePreferenceConfig,
+    PreparePreferenceConfig,
+    ScoreConfig,
+    TrainPreferenceConfig,
+)
 from utils.errors import UserError, WorkError
 
 STEPS = ("prepare_data", "train", "evaluate", "visualize")
 
+PIPELINE = "Run the other modes in order; a step whose inputs have not changed is skipped, a killed one is resumed."
+
 SecretPipelineConfig = union(
     "SecretPipelineConfig",
-    "Run the other modes in order; a step whose inputs have not changed is skipped, one that was killed is resumed.",
+    PIPELINE,
     [PipelineOptions, TrainConfig, PrepareDataConfig, EvaluateConfig, VisualizeConfig],
     leave_out=["multi_gpu"],
+)
+PreferencePipelineConfig = union(
+    "PreferencePipelineConfig",
+    PIPELINE,
+    [PipelineOptions, PreparePreferenceConfig, TrainPreferenceConfig, EvaluatePreferenceConfig, VisualizeConfig],
+    leave_out=[
+        *("env", "batch_size", "lr", "num_iterations", "estimator", "shared_context", "out_dir"),
+        *("reward_model_checkpoints", "from_outputs"),
+    ],
 )
 
 TASKS = {
@@ -42,7 +59,21 @@ TASKS = {
             "visualize": Mode("utils.visualization:visualize", VisualizeConfig, call="fields"),
             "pipeline": Mode("model_training.pipeline:secret", SecretPipelineConfig, call="pipeline", parts=STEPS),
         },
-    )
+    ),
+    "preference": Task(
+        "A reward model that knows when people disagree: a distribution over rewards, not a number.",
+        preset="configs/preference_tiny.yaml",
+        modes={
+            "prepare_data": Mode("dataset.preference:prepare_data", PreparePreferenceConfig),
+            "train": Mode("model_training.preference:train", TrainPreferenceConfig, without_model="env"),
+            "generate": Mode("evaluation.score:score", ScoreConfig),
+            "evaluate": Mode("evaluation.preference:evaluate", EvaluatePreferenceConfig),
+            "visualize": Mode("evaluation.preference_plots:visualize", VisualizeConfig, call="fields"),
+            "pipeline": Mode(
+                "model_training.pipeline:preference", PreferencePipelineConfig, call="pipeline", parts=STEPS
+            ),
+        },
+    ),
 }
 
 

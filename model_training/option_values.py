@@ -83,10 +83,30 @@ RANGES: dict[str, Range] = {
     "num_queries": Range(1),
     "batch_size": Range(1),
     "server_port": Range(0, 65535),
+    "share_harmless": Range(0, 1),
+    "test_share": Range(0, 1, open="high"),
+    "num_train_epochs": POSITIVE,
+    "per_device_eval_batch_size": Range(1),
+    "lora_alpha": Range(1),
+    "lora_dropout": Range(0, 1, open="high"),
+    "num_atoms": Range(2),
+    "entropy_coeff": Range(0),
+    "variance_penalty": Range(0),
+    "max_length": Range(2),
+    "train_dataset_size": Range(0),
+    "eval_dataset_size": Range(0),
+    "eval_steps": Range(1),
+    "early_stopping_patience": Range(0),
+    "lr": POSITIVE,
+    "num_iterations": Range(1),
+    "num_pairs": Range(0),
+    "num_widest": Range(0),
+    "alpha": Range(0, 1, open="low high"),
+    "alphas": Range(0, 1, open="low high"),
     "start_step": Range(1, 4),
     "end_step": Range(1, 4),
 }
-"""By the option's name, which means the same in every mode. `reward_weights` may be any numbers."""
+"""By the option's name, which means the same in every mode; of a list, for each number. `reward_weights` may be any."""
 
 
 # --- types ----------------------------------------------------------------------------------------------------------
@@ -161,7 +181,8 @@ def check_ranges(config: Any, origins: Mapping[str, str]) -> None:
         return f"{origins.get(name, f'--{name}')} {values[name]}"
 
     for name, value in values.items():
-        if name in RANGES and value is not None and value not in RANGES[name]:
+        numbers = value if isinstance(value, list) else [] if value is None else [value]
+        if name in RANGES and any(number not in RANGES[name] for number in numbers):
             raise UserError(f"{shown(name)}: it must be {RANGES[name]}")
     if "reward_funcs" in values:
         _check_rewards(values)

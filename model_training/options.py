@@ -46,6 +46,8 @@ class Mode:
     call: Literal["config", "fields", "pipeline"] = "config"
     parts: tuple[str, ...] = ()
     """Modes that a pipeline is made of, whose sections of a YAML file it takes, too."""
+    without_model: str = ""
+    """An option that, where it is given, leaves no use for a language model."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def _mode_parser(mode: str, task: Task) -> _Parser:
         usage=f"python main.py --mode {mode} [--task TASK] [--config FILE.yaml] [--option value ...]",
         description=" ".join((config.__doc__ or "").split()),
         epilog=f"Precedence: defaults, then {task.preset} if --model_name is {TINY}, then --config, then flags."
-        if "model_name" in options_of(config)
+        if {"lora_rank", "save_lora_path"} & options_of(config).keys()
         else "Precedence: defaults, then --config, then flags.",
         add_help=False,
         allow_abbrev=False,
@@ -244,19 +246,18 @@ def _arity(option: Option) -> dict[str, Any]:
 
 
 def _overview(tasks: Mapping[str, Task]) -> str:
-    modes = {name: mode.config.__doc__ or "" for task in tasks.values() for name, mode in task.modes.items()}
-    width = max(map(len, [*modes, *tasks])) + 2
+    width = max(len(mode) for task in tasks.values() for mode in task.modes) + 2
+    lines = ["usage: python main.py --mode MODE [--task TASK] [--config FILE.yaml] [--option value ...]"]
+    for name, task in tasks.items():
+        lines += ["", f"--task {name}: {task.summary}"]
+        lines += [
+            f"  {mode:<{width}}{' '.join((entry.config.__doc__ or '').split())}" for mode, entry in task.modes.items()
+        ]
     return "\n".join(
         [
-            "usage: python main.py --mode MODE [--task TASK] [--config FILE.yaml] [--option value ...]",
+            *lines,
             "",
-            "modes:",
-            *(f"  {name:<{width}}{' '.join(doc.split())}" for name, doc in modes.items()),
-            "",
-            "tasks:",
-            *(f"  {name:<{width}}{task.summary}" for name, task in tasks.items()),
-            "",
-            "The options of a mode, with their defaults:  python main.py --mode train --help",
+            "The options of a mode, with their defaults:  python main.py --mode train [--task TASK] --help",
             "A whole run on the embedded model:           make demo",
         ]
     )
@@ -266,8 +267,11 @@ def _overview(tasks: Mapping[str, Task]) -> str:
 
 
 def _configure(mode: str, task: Task, given: dict[str, Any]) -> Any:
-    """The mode's dataclass from preset, files and flags, each value checked where it was given."""
-    config = task.modes[mode].config
+    """The mode's dataclass from preset, files and flags, each value checked where it was given.
+
+    A mode that trains or reads an adapter has a model, chosen here where none is named.
+    """
+    config, without_model = task.modes[mode].config, task.modes[mode].without_model
     options = options_of(config)
     flags = {
         name: (from_text(options[name], value, f"--{name}"), f"--{name}")
@@ -278,7 +282,7 @@ def _configure(mode: str, task: Task, given: dict[str, Any]) -> Any:
     for path in given["config"]:
         files |= _from_file(Path(path), mode, task)
     preset: Values = {}
-    if "model_name" in options:
+    if {"lora_rank", "save_lora_path"} & options.keys() and without_model not in files | flags:
         model, _ = (files | flags).get("model_name", (None, ""))
         if model is None:
             model = _model_of_none_named(options, files | flags)

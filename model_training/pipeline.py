@@ -14,84 +14,124 @@ from typing import Any
 
 from model_training.config import TINY, EvaluateConfig, PrepareDataConfig, TrainConfig, VisualizeConfig
 from model_training.options import ROOT, narrow
+from model_training.preference_config import EvaluatePreferenceConfig, PreparePreferenceConfig, TrainPreferenceConfig
 from utils.pipeline import Step, run_steps
 from utils.runs import COMPLETIONS, MANIFEST, METRICS, PIPELINE_FILE
 
 Call = Callable[[str, Any], None]
+Files = dict[str, Path]
 
 NO_INPUT = {
     "overwrite", "resume", "threads", "report_to", "output_dir", "dataset_path", "save_lora_path",
-    "start_server", "server_port", "host",
+    "reward_model_checkpoints", "start_server", "server_port", "host",
 }  # fmt: skip
 """Options that change no result; files are compared by content, not by name."""
 
 
 def secret(config: Any, call: Call) -> None:
-    """prepare_data, train, evaluate, visualize; the report's path at the end."""
-    run = Path(config.output_dir)
-    run_steps(
-        secret_steps(config, call),
-        run / PIPELINE_FILE,
-        start_step=config.start_step,
-        end_step=config.end_step,
-        afresh=config.overwrite,
-    )
-    if config.end_step == 4:
-        print(f"Report: {run / 'training_report.html'}")
+    """prepare_data, train, evaluate, visualize of the `secret` task; the report's path at the end."""
+    _run(config, secret_steps(config, call))
+
+
+def preference(config: Any, call: Call) -> None:
+    """prepare_data, train, evaluate, visualize of the `preference` task; the report's path at the end."""
+    _run(config, preference_steps(config, call))
 
 
 def secret_steps(config: Any, call: Call) -> list[Step]:
     prepare, train, evaluate, visualize = (
         narrow(config, part) for part in (PrepareDataConfig, TrainConfig, EvaluateConfig, VisualizeConfig)
     )
-    run, dataset, adapter = Path(config.output_dir), Path(config.dataset_path), Path(config.save_lora_path)
-    warmup, evaluation = run / "warmup_lora", run / "evaluation" / "secret.json"
-    seeds = {f"seeds/{file.name}": file for file in sorted((ROOT / "seeds").glob("*.yaml"))}
-    base = {"embedded model": ROOT / "seeds" / "tiny" / "model.safetensors"} if config.model_name == TINY else {}
+    run, adapter = Path(config.output_dir), Path(config.save_lora_path)
+    dataset = {"dataset": Path(config.dataset_path)}
+    warmup, evaluation = run / "warmup_lora", {"evaluation": run / "evaluation" / "secret.json"}
     compares = config.sft_steps > 0 and config.max_steps > 0
     if compares and not any(named.startswith("warmup=") for named in evaluate.compare):
         evaluate = replace(evaluate, compare=[*evaluate.compare, f"warmup={warmup}"])
+    measured = {"adapter": adapter, **({"warmup": warmup} if compares else {}), **_base(config), **_seeds()}
+    return [
+        _prepare_step(prepare, call, _seeds(), dataset),
+        _train_step(train, call, dataset | _base(config), {"adapter": adapter, "metrics": run / METRICS}),
+        Step("evaluate", lambda again: call("evaluate", evaluate), _options(evaluate), measured, evaluation),
+        _visualize_step(visualize, call, (MANIFEST, METRICS, COMPLETIONS), evaluation),
+    ]
 
+
+def preference_steps(config: Any, call: Call) -> list[Step]:
+    """As `secret_steps`; train and evaluate read the dataset file that prepare_data wrote."""
+    prepare, train, evaluate, visualize = (
+        narrow(config, part)
+        for part in (PreparePreferenceConfig, TrainPreferenceConfig, EvaluatePreferenceConfig, VisualizeConfig)
+    )
+    run, dataset = Path(config.output_dir), {"dataset": Path(config.dataset_path)}
+    train = replace(train, data_path=[config.dataset_path])
+    names = config.reward_model_names or [config.reward_model_type]
+    evaluate = replace(
+        evaluate, data_path=[config.dataset_path], reward_model_checkpoints=[str(run)], reward_model_names=names
+    )
+    model, evaluation = {"model": run / "reward_model"}, {"evaluation": run / "evaluation" / "preference.json"}
+    jailbreaks = {"jailbreaks": Path(config.jailbreak_path)} if config.jailbreak_path else {}
+    sources = {name: Path(name) for name in config.data_path if Path(name).is_file()} or _seeds()
+    measured = model | dataset | jailbreaks | _base(config)
+    return [
+        _prepare_step(prepare, call, sources, dataset),
+        _train_step(train, call, dataset | _base(config), model | {"metrics": run / METRICS}),
+        Step("evaluate", lambda again: call("evaluate", evaluate), _options(evaluate), measured, evaluation),
+        _visualize_step(visualize, call, (MANIFEST, METRICS), evaluation),
+    ]
+
+
+# --- what the tasks share -------------------------------------------------------------------------------------------
+
+
+def _run(config: Any, steps: list[Step]) -> None:
+    run = Path(config.output_dir)
+    run_steps(
+        steps,
+        run / PIPELINE_FILE,
+        start_step=config.start_step,
+        end_step=config.end_step,
+        afresh=config.overwrite,
+    )
+    if config.end_step == len(steps):
+        print(f"Report: {run / 'training_report.html'}")
+
+
+def _prepare_step(prepare: Any, call: Call, inputs: Files, outputs: Files) -> Step:
     def prepare_again_or_new(again: bool) -> None:
         overwrite = prepare.overwrite or again
         call("prepare_data", replace(prepare, overwrite=overwrite, resume=prepare.resume and not overwrite))
 
+    return Step("prepare_data", prepare_again_or_new, _options(prepare), inputs, outputs)
+
+
+def _train_step(train: Any, call: Call, inputs: Files, outputs: Files) -> Step:
     def train_or_resume(again: bool) -> None:
         """A run that stands there is continued; whether it is this one, `open_run` checks."""
-        resume = config.resume or (not config.overwrite and (run / MANIFEST).is_file())
+        resume = train.resume or (not train.overwrite and (Path(train.output_dir) / MANIFEST).is_file())
         call("train", replace(train, resume=resume))
 
-    return [
-        Step(
-            "prepare_data",
-            prepare_again_or_new,
-            _options(prepare),
-            seeds,
-            {"dataset": dataset},
-        ),
-        Step(
-            "train",
-            train_or_resume,
-            _options(train),
-            {"dataset": dataset, **base},
-            {"adapter": adapter, "metrics": run / METRICS},
-        ),
-        Step(
-            "evaluate",
-            lambda again: call("evaluate", evaluate),
-            _options(evaluate),
-            {"adapter": adapter, **({"warmup": warmup} if compares else {}), **base, **seeds},
-            {"evaluation": evaluation},
-        ),
-        Step(
-            "visualize",
-            lambda again: call("visualize", visualize),
-            _options(visualize),
-            {name: run / name for name in (MANIFEST, METRICS, COMPLETIONS)} | {"evaluation": evaluation},
-            {"report": run / "training_report.html"},
-            always=config.start_server,
-        ),
-    ]
+    return Step("train", train_or_resume, _options(train), inputs, outputs)
+
+
+def _visualize_step(visualize: VisualizeConfig, call: Call, files: tuple[str, ...], evaluation: Files) -> Step:
+    run = Path(visualize.output_dir)
+    return Step(
+        "visualize",
+        lambda again: call("visualize", visualize),
+        _options(visualize),
+        {name: run / name for name in files} | evaluation,
+        {"report": run / "training_report.html"},
+        always=visualize.start_server,
+    )
+
+
+def _seeds() -> Files:
+    return {f"seeds/{file.name}": file for file in sorted((ROOT / "seeds").glob("*.yaml"))}
+
+
+def _base(config: Any) -> Files:
+    return {"embedded model": ROOT / "seeds" / "tiny" / "model.safetensors"} if config.model_name == TINY else {}
 
 
 def _options(config: Any) -> dict[str, Any]:

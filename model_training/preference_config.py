@@ -170,13 +170,13 @@ class EvaluatePreferenceConfig(RewardModelOptions, PairDataOptions, OutputOption
     """Files of saved reward outputs, ours or the source's, in place of models: nothing is loaded."""
     split: Literal["test", "validation", "train"] = "test"
     """Which pairs of --data_path are scored."""
-    eval_dataset_size: int = 0
+    num_pairs: int = 0
     """Pairs to score, drawn by the seed; 0 is all."""
     jailbreak_path: str | None = None
     """File of {"prompt", "responses": [safe, unsafe]} for the jailbreak protocol."""
     alphas: list[float] = field(default_factory=lambda: [0.001, 0.01, 0.05, 0.1, 0.25, 0.5])
     """Quantiles of the risk curve."""
-    batch_size: int = 32
-    """Pairs scored at once."""
+    per_device_eval_batch_size: int = 8
+    """Held-out pairs in each forward and device."""
     num_widest: int = 20
     """Pairs with the widest spread to list for reading."""

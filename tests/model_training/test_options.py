@@ -203,10 +203,11 @@ def test_every_option_of_a_mode_is_in_its_help(mode: str) -> None:
         assert option.doc.split(". ")[0] in flat.replace("- ", "-") or option.doc.split(". ")[0] in flat
 
 
-def test_the_overview_has_a_line_for_every_mode() -> None:
+def test_the_overview_has_a_line_for_every_mode_of_every_task() -> None:
     text = str(parse(["--help"], main.TASKS).text)
-    for mode in MODES:
-        assert sum(line.startswith(f"  {mode} ") for line in text.splitlines()) == 1
+    for name, task in main.TASKS.items():
+        block = text.partition(f"--task {name}: {task.summary}\n")[2].partition("\n\n")[0]
+        assert [line.split()[0] for line in block.splitlines()] == list(task.modes)
 
 
 # --- precedence -----------------------------------------------------------------------------------------------------
@@ -433,3 +434,24 @@ def test_hidden_devices_are_no_devices(gpu: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_torch_for_cpus_has_no_cuda(gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda package: "2.13.0+cpu")
     assert default_model_name() == ("tiny", "torch 2.13.0+cpu is a build without CUDA")
+
+
+# --- modes that may do without a language model ---------------------------------------------------------------------
+
+
+def test_a_synthetic_experiment_chooses_no_language_model(capsys: pytest.CaptureFixture[str]) -> None:
+    config = parse(["--task", "preference", "--mode", "train", "--env", "1d"], main.TASKS).config
+    assert (config.model_name, config.env) == (None, "1d")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("mode", ["generate", "evaluate"])
+def test_reward_models_name_their_own_base(mode: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(["--task", "preference", "--mode", mode], main.TASKS).config.model_name is None
+    assert capsys.readouterr().err == ""
+
+
+def test_every_number_of_a_list_is_in_the_range() -> None:
+    flags = ["--alphas", "0.01", "1.5"]
+    message = error("--task", "preference", *flags, tasks=main.TASKS, mode="evaluate")
+    assert message == "--alphas [0.01, 1.5]: it must be above 0 and below 1"
