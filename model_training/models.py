@@ -19,15 +19,13 @@ import json
 import os
 import shutil
 import sys
-import urllib.error
-import urllib.request
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from model_training.config import TINY
 from prompts.chat import FALLBACK_TEMPLATE, Message, render
 from utils.errors import UserError
+from utils.hub import hub_reachable
 
 TINY_PATH = Path(__file__).resolve().parents[1] / "seeds" / "tiny"
 LLAMA_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -94,7 +92,7 @@ def _from_pretrained(auto_class: Any, name: str, what: str, **options: Any) -> A
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-    if not Path(path).is_dir() and not _hub_reachable():
+    if not Path(path).is_dir() and not hub_reachable():
         from huggingface_hub import constants
 
         constants.HF_HUB_OFFLINE = True  # only what is cached; its client would retry each of several files for long
@@ -107,22 +105,6 @@ def _from_pretrained(auto_class: Any, name: str, what: str, **options: Any) -> A
             f"model {name}: cannot load its {what} ({where}): {reason} "
             "Check --model_name, the network, and HF_TOKEN for a gated model; only safetensors are loaded"
         ) from error
-
-
-@cache
-def _hub_reachable() -> bool:
-    """Whether the hub answers; asked once, with a short wait."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10)
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
 
 
 def chat_text(tokenizer: Any, messages: list[Message], add_generation_prompt: bool = True) -> str:

@@ -188,7 +188,7 @@ def test_a_directory_that_is_no_adapter_is_an_error(
 
 
 def test_a_model_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_hub_reachable", lambda: False)
+    monkeypatch.setattr(models, "hub_reachable", lambda: False)
     for name in ("no-such-owner/no-such-model", str(tmp_path / "nowhere"), str(tmp_path)):
         for load in (load_model, load_tokenizer):
             with pytest.raises(UserError, match="--model_name") as error:
