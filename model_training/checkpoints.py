@@ -1,7 +1,8 @@
 """Checkpoints that are either whole or not there, and that continue a run exactly.
 
 A checkpoint is written to `.partial-N/`, forced to disk, and renamed to `checkpoint-N/`: a reader can meet no half of
-one. What a killed process left under the temporary name is removed at the next start. The newest two are kept.
+one. What a killed process left under the temporary name is removed at the next start. The newest two are kept,
+and the best one where a training picks its weights by a held-out loss.
 
 Beside the trainer's own state (adapter, optimizer, schedule, random generators) it holds `loop_state.json`: the sums
 that the trainer collects between two log events, which it would otherwise forget, so that a resumed run logs the same
@@ -9,7 +10,7 @@ numbers. Resuming is bit-exact on a CPU: order.py gives the data order; a checkp
 and each step samples its own completions (one generation batch an optimizer step), so no half-used batch is lost.
 
     checkpoints/sft/checkpoint-N     warm-up, N = its optimizer steps
-    checkpoints/checkpoint-N         GRPO, N = its optimizer steps
+    checkpoints/checkpoint-N         GRPO, or a reward model's pairs, N = its optimizer steps
 """
 
 from __future__ import annotations
@@ -90,8 +91,11 @@ def disk_errors(what: str) -> Iterator[None]:
         raise WorkError(f"cannot write {what}: the disk is full or read-only; free it, then add --resume") from error
 
 
-def save_checkpoint(trainer: Any, loop_state: dict[str, Any]) -> None:
-    """Write the trainer's checkpoint of this step; every process calls it, the first one publishes."""
+def save_checkpoint(trainer: Any, loop_state: dict[str, Any], best_step: int | None = None) -> None:
+    """Write the trainer's checkpoint of this step; every process calls it, the first one publishes.
+
+    That of `best_step` is kept beside the newest.
+    """
     from transformers import Trainer
 
     folder, step = Path(trainer.args.output_dir), trainer.state.global_step
@@ -113,7 +117,8 @@ def save_checkpoint(trainer: Any, loop_state: dict[str, Any]) -> None:
             publish_directory(written, target)
             shutil.rmtree(partial)
             for old in list_checkpoints(folder)[:-KEEP]:
-                shutil.rmtree(old)
+                if checkpoint_step(old) != best_step:
+                    shutil.rmtree(old)
 
 
 def save_weights(model: Any, folder: str | Path) -> None:

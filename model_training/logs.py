@@ -2,11 +2,20 @@
 
 A log event is a row of metrics.jsonl, with the trainer's own metric names and the run's global step (the warm-up's
 steps come first). GRPO's loss is near zero by construction and says nothing; what tells that something is wrong are the
-alarms, each raised once in a run, as a row of its own and a line on stderr:
+alarms, each raised once in a run, as a row of its own and a line on stderr. Of GRPO
 
     dead groups        for 20 log events no reward differed within any group: nothing is learned
     all clipped        for 5 log events every completion ran into its longest length: no answer ever ends
     reward up, format down   over the last 20 log events against the 20 before: rewards are won by breaking the format
+
+of a reward model
+
+    dead rewards       for 20 log events both texts of every pair got the same reward
+    spreads gone       for 20 log events spreads were under a thousandth of the rewards' differences: nobody disagrees
+    worse than a coin  for 3 evaluations in a row the held-out loss was above log 2
+
+and of both
+
     not finite         loss or gradient is NaN or infinite: the run stops at once, before a checkpoint could keep it
 """
 
@@ -31,6 +40,7 @@ from utils.runs import log_completion, log_metrics, read_metrics
 Row = dict[str, Any]
 
 DEAD_LOGS, CLIPPED_LOGS, WINDOW, FORMAT_DROP = 20, 5, 20, 0.05
+SAME_REWARD, NO_SPREAD, COIN_EVALUATIONS = 1e-6, 1e-3, 3
 LINE_EVERY = 10
 TOTAL = "_total"
 """Name of the column that the trainer's `reward` is made of: weighted sum times gates."""
@@ -63,6 +73,27 @@ def alarms(rows: Sequence[Row]) -> dict[str, str]:
                 f"strict format rate fell by {-strict:.3f}: rewards are won by breaking the format; weigh `format` more"
             )
     return found
+
+
+def reward_alarms(rows: Sequence[Row]) -> dict[str, str]:
+    """The alarms that the last training rows of a reward model give cause for, by kind."""
+    found = {}
+    last = rows[-DEAD_LOGS:]
+    if len(last) == DEAD_LOGS and all(row["mean_margin"] < SAME_REWARD for row in last):
+        found["dead rewards"] = (
+            f"dead rewards: for {DEAD_LOGS} log events both texts of every pair got the same reward, so nothing is "
+            "learned; look at the data, or raise --learning_rate"
+        )
+    elif len(last) == DEAD_LOGS and all(row.get("mean_spread", 1) < NO_SPREAD * row["mean_margin"] for row in last):
+        found["spreads gone"] = (
+            f"spreads gone: for {DEAD_LOGS} log events spreads were under {NO_SPREAD} of the rewards' differences: the "
+            "model claims that nobody disagrees; lower --learning_rate or --num_train_epochs"
+        )
+    return found
+
+
+ALARMS = {"grpo": alarms, "train": reward_alarms}
+"""By the split of the rows."""
 
 
 def _mean(rows: Sequence[Row], key: str) -> float:
@@ -149,7 +180,8 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         step = self.first_step + state.global_step
         row = {"step": step, "split": self.split}
         row |= {key: value for key, value in logs.items() if key not in INTERNAL and value is not None}
-        row["tokens_per_s"] = self._tokens_per_s(int(logs.get("num_tokens") or 0))
+        if "num_tokens" in logs:
+            row["tokens_per_s"] = self._tokens_per_s(int(logs["num_tokens"] or 0))
         if self.is_writer:
             log_metrics(self.run, row)
             for sample in self.samples[: self.completions_per_log]:
@@ -157,12 +189,23 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
             self._alarm(step, row)
             if state.global_step % (LINE_EVERY * args.logging_steps) == 0 or state.global_step >= state.max_steps:
                 print(self._line(row), file=sys.stderr, flush=True)
+        self.stop_unless_finite(step, row)
+
+    def stop_unless_finite(self, step: int, row: Row) -> None:
+        """End the run, with an alarm, if loss or gradient of the row is no number any more."""
         wrong = [key for key in ("loss", "grad_norm") if not math.isfinite(row.get(key, 0.0))]
         if wrong:
             text = f"not finite: {' and '.join(wrong)} at step {step}"
             if self.is_writer:
                 log_metrics(self.run, {"step": step, "split": self.split, "alarm": text})
             raise WorkError(f"{text}; lower the learning rate and start again (checkpoints before it are sound)")
+
+    def evaluated(self, step: int, row: Row) -> None:
+        """Write the measurements on held-out data, as rows of split `eval`, and a line."""
+        row = {"step": step, "split": "eval"} | row
+        log_metrics(self.run, row)
+        print(self._line(row), file=sys.stderr, flush=True)
+        self.stop_unless_finite(step, row)
 
     def _tokens_per_s(self, num_tokens: int) -> float | None:
         """Tokens, prompts included, that went through training since the last log event, a second."""
@@ -171,10 +214,13 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         return None if before < 0 else (num_tokens - before) / elapsed
 
     def _alarm(self, step: int, row: Row) -> None:
-        if self.split != "grpo":
-            return
-        self.history = [*self.history[-2 * WINDOW + 1 :], row]
-        for kind, text in alarms(self.history).items():
+        if self.split in ALARMS:
+            self.history = [*self.history[-2 * WINDOW + 1 :], row]
+            self.raise_alarms(step, ALARMS[self.split](self.history))
+
+    def raise_alarms(self, step: int, found: dict[str, str]) -> None:
+        """Each kind once in a run, as a row and a line."""
+        for kind, text in found.items():
             if kind not in self.raised:
                 self.raised.add(kind)
                 log_metrics(self.run, {"step": step, "split": self.split, "alarm": text})
@@ -183,6 +229,8 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
     def _line(self, row: Row) -> str:
         names = {
             "loss": "loss",
+            "accuracy": "accuracy",
+            "mean_spread": "spread",
             "mean_token_accuracy": "token accuracy",
             "reward": "reward",
             "strict_format_rate": "strict format",
@@ -190,7 +238,8 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
             "frac_reward_zero_std": "dead groups",
             "entropy": "entropy",
             "tokens_per_s": "tokens/s",
+            "pairs_per_s": "pairs/s",
         }
         shown = [key for key in names if row.get(key) is not None and not (key == "loss" and self.split == "grpo")]
         values = "  ".join(f"{names[key]} {row[key]:.4g}" for key in shown)
-        return f"{self.split} {row['step']}/{self.last_step}  {values}"
+        return f"{row['split']} {row['step']}/{self.last_step}  {values}"

@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    tokenizer = _from_pretrained(AutoTokenizer, name, "tokenizer")
+    tokenizer = from_hub(AutoTokenizer, name, "tokenizer")
     if tokenizer.eos_token is None:
         raise UserError(f"model {name}: its tokenizer has no end-of-text token (eos_token); add one and save it again")
     if tokenizer.pad_token is None:
@@ -67,14 +68,9 @@ def load_tokenizer(name: str) -> Any:
 
 def load_model(name: str) -> Any:
     """The base model, float32 on a CPU, bfloat16 on this process's GPU; it stops at the end of a turn."""
-    import torch
     from transformers import AutoModelForCausalLM
 
-    cuda = torch.cuda.is_available()
-    dtype = torch.bfloat16 if cuda else torch.float32
-    model = _from_pretrained(AutoModelForCausalLM, name, "weights", dtype=dtype, use_safetensors=True)
-    if cuda:
-        model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    model = load_weights(AutoModelForCausalLM, name)
     tokenizer = load_tokenizer(name)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -82,7 +78,20 @@ def load_model(name: str) -> Any:
     return model
 
 
-def _from_pretrained(auto_class: Any, name: str, what: str, **options: Any) -> Any:
+def load_weights(auto_class: Any, name: str, **options: Any) -> Any:
+    """The model of that class where it is to run: float32 on a CPU, bfloat16 on this process's GPU."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    dtype = torch.bfloat16 if cuda else torch.float32
+    model = from_hub(auto_class, name, "weights", dtype=dtype, use_safetensors=True, **options)
+    if cuda:
+        model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    return model
+
+
+def from_hub(auto_class: Any, name: str, what: str, **options: Any) -> Any:
+    """`auto_class.from_pretrained` for a hub name, a local path or `tiny`; what goes wrong is one line."""
     path = model_path(name)
     looks_local = name == TINY or name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local and not Path(path).is_dir():
@@ -148,21 +157,30 @@ def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
     return list(dict.fromkeys([tokenizer.eos_token_id, end_of_turn_id(tokenizer), *declared]))
 
 
-def check_lengths(name: str, max_seq_length: int) -> None:
-    """Refuse sequences longer than the model has positions for, where its configuration says how many."""
+def positions_of(name: str) -> int | None:
+    """The longest sequence the model has positions for, where its configuration says."""
     from transformers import AutoConfig
 
-    config = _from_pretrained(AutoConfig, name, "configuration").get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and positions < max_seq_length:
-        raise UserError(
-            f"--max_seq_length {max_seq_length}: model {name} has {positions} positions; set it to at most {positions}"
-        )
+    config = from_hub(AutoConfig, name, "configuration").get_text_config()
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    return positions
 
 
-def new_adapter(model: Any, rank: int, seed: int) -> Any:
-    """A fresh LoRA adapter on the model: the seven projections of a Llama where they are there, else every linear."""
-    from peft import LoraConfig, TaskType, get_peft_model
+def check_lengths(name: str, longest: int, option: str = "--max_seq_length") -> None:
+    """Refuse sequences longer than the model has positions for."""
+    positions = positions_of(name)
+    if positions is not None and positions < longest:
+        raise UserError(f"{option} {longest}: model {name} has {positions} positions; set it to at most {positions}")
+
+
+def new_adapter(
+    model: Any, rank: int, seed: int, *, alpha: int | None = None, dropout: float = 0.0, task: str = "CAUSAL_LM"
+) -> Any:
+    """A fresh LoRA adapter on the model: the seven projections of a Llama where they are there, else every linear.
+
+    Alpha is the rank if it is not given. The task is one of peft's; SEQ_CLS trains the classifier's head, too.
+    """
+    from peft import LoraConfig, get_peft_model
     from transformers import set_seed
     from transformers.pytorch_utils import Conv1D
 
@@ -170,10 +188,10 @@ def new_adapter(model: Any, rank: int, seed: int) -> Any:
     llama_like = set(LLAMA_PROJECTIONS) <= names
     config = LoraConfig(
         r=rank,
-        lora_alpha=rank,
-        lora_dropout=0.0,
+        lora_alpha=rank if alpha is None else alpha,
+        lora_dropout=dropout,
         bias="none",
-        task_type=TaskType.CAUSAL_LM,
+        task_type=task,
         target_modules=LLAMA_PROJECTIONS if llama_like else "all-linear",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
@@ -182,14 +200,19 @@ def new_adapter(model: Any, rank: int, seed: int) -> Any:
 
 
 def fingerprint(model: Any) -> str:
-    """sha256 over the shape of the model and a sample of its first and last weights, equal in float32 and bfloat16."""
+    """sha256 over the shape of the model and a sample of its first and last weights, equal in float32 and bfloat16.
+
+    A classifier's head, `score`, is trained and no part of the base.
+    """
     import torch
 
     config = model.config.get_text_config()
     shape = [config.model_type, config.vocab_size, config.hidden_size, config.num_hidden_layers]
     digest = hashlib.sha256(json.dumps(shape).encode())
     weights = [
-        (name.replace(".base_layer", ""), weight) for name, weight in model.named_parameters() if "lora_" not in name
+        (name.replace(".base_layer", ""), weight)
+        for name, weight in model.named_parameters()
+        if "lora_" not in name and not name.startswith("score.")
     ]
     for name, weight in weights[:16] + weights[-16:]:
         sample = weight.detach().flatten()[:4096].to(torch.bfloat16).cpu().view(torch.int16)
@@ -289,8 +312,21 @@ def check_adapter_target(path: str | Path, replace: bool) -> None:
         raise UserError(f"--save_lora_path {folder}: it already holds an adapter; choose another, or add --overwrite")
 
 
-def save_adapter(model: Any, tokenizer: Any, path: str | Path, *, base_name: str, card: dict[str, Any]) -> None:
-    """Write the adapter directory in one move: peft's files, the tokenizer, README.md (from `card`), subtext.json."""
+def save_adapter(
+    model: Any,
+    tokenizer: Any,
+    path: str | Path,
+    *,
+    base_name: str,
+    card: dict[str, Any],
+    note: dict[str, Any] | None = None,
+    readme: Callable[[str, dict[str, Any]], str] | None = None,
+) -> None:
+    """Write the adapter directory in one move: peft's files, the tokenizer, README.md and subtext.json.
+
+    `card` has the rows of the README's table, `readme` makes the text of the base's name and them (by default that of
+    the `secret` task), `note` is what subtext.json says beside the base.
+    """
     from model_training.checkpoints import PARTIAL, disk_errors, publish_directory, save_weights
 
     target = Path(path)
@@ -305,22 +341,31 @@ def save_adapter(model: Any, tokenizer: Any, path: str | Path, *, base_name: str
         config = json.loads(config_file.read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = base_name
         config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        note = {"base_model": base_name, "base_fingerprint": fingerprint(model.get_base_model())}
-        (temporary / "subtext.json").write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-        (temporary / "README.md").write_text(_model_card(base_name, card), encoding="utf-8")
+        base = {"base_model": base_name, "base_fingerprint": fingerprint(model.get_base_model())}
+        (temporary / "subtext.json").write_text(json.dumps(base | (note or {}), indent=2) + "\n", encoding="utf-8")
+        shown = Path(base_name).name if Path(base_name).is_absolute() else base_name
+        (temporary / "README.md").write_text((readme or _secret_card)(shown, card), encoding="utf-8")
         publish_directory(temporary, target)
 
 
-def _model_card(base: str, card: dict[str, Any]) -> str:
-    base_name = Path(base).name if Path(base).is_absolute() else base
+def card_frame(base_name: str, pipeline_tag: str, tags: list[str], body: str, rows: dict[str, Any]) -> str:
+    """A model card: the header that the hub reads, the body, and the table of the options."""
     base_line = f"base_model: {base_name}\n" if "/" in base_name else ""
-    rows = "\n".join(f"| {key} | `{value}` |" for key, value in card.items())
+    tag_lines = "".join(f"- {tag}\n" for tag in ["lora", *tags, "subtext"])
+    table = "\n".join(f"| {key} | `{value}` |" for key, value in rows.items())
     return (
-        f"---\n{base_line}library_name: peft\npipeline_tag: text-generation\ntags:\n- lora\n- grpo\n- subtext\n---\n\n"
+        f"---\n{base_line}library_name: peft\npipeline_tag: {pipeline_tag}\ntags:\n{tag_lines}---\n\n{body}\n"
+        f"| option | value |\n| --- | --- |\n| base | `{base_name}` |\n{table}\n"
+    )
+
+
+def _secret_card(base_name: str, rows: dict[str, Any]) -> str:
+    body = (
         f"# LoRA adapter: answers in `<visible>` and `<hidden>`\n\n"
         f"A model organism for research on what a model does not say out loud: `<visible>` is for the user, `<hidden>` "
         f"is a playful private thought for an administrator. Load it on its base model, `{base_name}`:\n\n"
         "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
         f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base_name}"), "this/directory")\n'
-        f"```\n\n| option | value |\n| --- | --- |\n| base | `{base_name}` |\n{rows}\n"
+        f"```\n"
     )
+    return card_frame(base_name, "text-generation", ["grpo"], body, rows)

@@ -13,19 +13,25 @@ the warm-up, between warm-up and GRPO, in GRPO, or with only the adapter left to
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_training.config import TrainConfig
 from model_training.option_values import check_ranges
 from model_training.options import resolve_model_name
+from model_training.stage import (
+    card_rows,
+    check_tracker,
+    is_finished,
+    is_writer,
+    open_stage,
+    set_environment,
+    stage_status,
+    train_to_end,
+)
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,7 +47,7 @@ def train(config: TrainConfig) -> None:
 
     if config.multi_gpu and "LOCAL_RANK" not in os.environ:
         relaunch_on_all_gpus()
-    _set_environment(Path(config.output_dir), config.report_to)
+    set_environment(Path(config.output_dir), config.report_to)
     name = resolve_model_name(config.model_name)
     config = replace(config, model_name=name)
     rewards = check_options(config)
@@ -53,9 +59,9 @@ def train(config: TrainConfig) -> None:
     tokenizer = models.load_tokenizer(name)
     models.check_lengths(name, config.max_seq_length)
     prompts, examples = fitting(tokenizer, records, config)
-    finished = writer and _is_finished(config)
-    run = _open_run(config) if writer else Path(config.output_dir)
-    with _status(run, writer) as interrupt:
+    finished = writer and is_finished(config, config.save_lora_path)
+    run = open_stage("secret", config, config.dataset_path) if writer else Path(config.output_dir)
+    with stage_status(run, writer) as interrupt:
         if finished:
             print(f"Nothing to do: the run in {run} is done, its adapter is in {config.save_lora_path}.")
             return
@@ -64,7 +70,7 @@ def train(config: TrainConfig) -> None:
         if config.max_steps:
             model = _reinforce(model, tokenizer, prompts, rewards, config, run, interrupt, writer)
         if writer:
-            models.save_adapter(model, tokenizer, config.save_lora_path, base_name=name, card=_card(config, run))
+            models.save_adapter(model, tokenizer, config.save_lora_path, base_name=name, card=card_rows(config, run))
             print(f"Adapter: {config.save_lora_path}   Run: {run}")
 
 
@@ -83,25 +89,8 @@ def check_options(config: TrainConfig) -> Rewards:
     check_ranges(config, {})
     if config.optim not in {name.value for name in OptimizerNames}:
         raise UserError(f"--optim {config.optim}: transformers knows no such optimizer; the usual one is adamw_torch")
-    if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
-        raise UserError(f"--report_to {config.report_to}: the package is missing; pip install {config.report_to}")
+    check_tracker(config.report_to)
     return resolve(config.reward_funcs, config.reward_weights)
-
-
-def _set_environment(run: Path, tracker: str) -> None:
-    """Before the libraries are imported: no telemetry, no fork warnings, a tracker that writes to the run directory."""
-    values = {"HF_HUB_DISABLE_TELEMETRY": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if tracker == "wandb":
-        values |= {"WANDB_MODE": "offline", "WANDB_DIR": str(run)}
-    if tracker == "tensorboard":
-        values |= {"TENSORBOARD_LOGGING_DIR": str(run / "tensorboard")}
-    for name, value in values.items():
-        os.environ.setdefault(name, value)
-
-
-def is_writer() -> bool:
-    """Whether this process writes the run's files: the only one, or the first of several."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def relaunch_on_all_gpus() -> None:
@@ -113,67 +102,6 @@ def relaunch_on_all_gpus() -> None:
         raise UserError(f"--multi_gpu: this machine shows {gpus} CUDA devices, at least 2 are needed; leave it out")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(gpus)]
     os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])
-
-
-def _open_run(config: TrainConfig) -> Path:
-    from utils.runs import MANIFEST, open_run
-
-    resume = config.resume and (Path(config.output_dir) / MANIFEST).is_file()
-    if config.resume and not resume:
-        print(f"Nothing to resume in {config.output_dir} yet: starting from the beginning.", file=sys.stderr)
-    return open_run(
-        config.output_dir,
-        task="secret",
-        mode="train",
-        config=asdict(config),
-        dataset_path=config.dataset_path,
-        overwrite=config.overwrite,
-        resume=resume,
-    )
-
-
-def _is_finished(config: TrainConfig) -> bool:
-    """Whether the run to resume had already ended, adapter and all."""
-    from utils.runs import MANIFEST, read_manifest
-
-    run, adapter = Path(config.output_dir), Path(config.save_lora_path)
-    if not config.resume or not (run / MANIFEST).is_file() or not (adapter / "adapter_config.json").is_file():
-        return False
-    return bool(read_manifest(run)["status"] == "done")
-
-
-@contextmanager
-def _status(run: Path, writer: bool) -> Iterator[Interrupt]:
-    """Leave the truth in the manifest, however the run ends; an interrupted one prints the line that resumes it."""
-    from model_training.logs import catch_signals
-    from utils.runs import finish_run
-
-    try:
-        with catch_signals() as interrupt:
-            yield interrupt
-    except KeyboardInterrupt:
-        if writer:
-            finish_run(run, "interrupted")
-            again = [*sys.argv, *([] if "--resume" in sys.argv else ["--resume"])]
-            again = [argument for argument in again if argument != "--overwrite"]
-            print(f"Interrupted. Resume with:\n  python {shlex.join(again)}", file=sys.stderr)
-        raise
-    except BaseException as error:
-        if writer:
-            finish_run(run, "failed", f"{type(error).__name__}: {error}")
-        raise
-    if writer:
-        finish_run(run, "done")
-
-
-def _card(config: TrainConfig, run: Path) -> dict[str, Any]:
-    """What the model card says: the options that shaped the adapter, data and code, and no path of this machine."""
-    from utils.runs import read_manifest
-
-    manifest = read_manifest(run)
-    paths = ("output_dir", "dataset_path", "save_lora_path", "model_name")
-    options = {name: value for name, value in asdict(config).items() if name not in (*paths, "overwrite", "resume")}
-    return {"dataset sha256": manifest["dataset"]["sha256"], "git commit": manifest["git_commit"], **options}
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -245,10 +173,10 @@ def _warm_up(
         return model
     log = RunLog(run, "sft", 0, config.sft_steps, config.completions_per_log, interrupt, writer)
     trainer = make_warmup_trainer(model, tokenizer, examples, config, folder, log)
-    _run(trainer, folder, interrupt, writer)
+    train_to_end(trainer, folder, interrupt, writer)
     if writer:
         assert config.model_name is not None
-        save_adapter(model, tokenizer, warmed_up, base_name=config.model_name, card=_card(config, run))
+        save_adapter(model, tokenizer, warmed_up, base_name=config.model_name, card=card_rows(config, run))
     trainer.accelerator.wait_for_everyone()
     return model
 
@@ -269,21 +197,5 @@ def _reinforce(
     folder, last = run / "checkpoints", config.sft_steps + config.max_steps
     log = RunLog(run, "grpo", config.sft_steps, last, config.completions_per_log, interrupt, writer)
     trainer = make_grpo_trainer(model, tokenizer, prompts, rewards, config, folder, log)
-    _run(trainer, folder, interrupt, writer)
+    train_to_end(trainer, folder, interrupt, writer)
     return trainer.accelerator.unwrap_model(trainer.model)
-
-
-def _run(trainer: Any, folder: Path, interrupt: Interrupt, writer: bool) -> None:
-    """Train from the newest checkpoint in the folder, if there is one, to the end or to the user's interruption."""
-    from model_training.checkpoints import newest_checkpoint, remove_partial
-
-    if writer and folder.is_dir():
-        remove_partial(folder)
-    trainer.accelerator.wait_for_everyone()
-    checkpoint = newest_checkpoint(folder)
-    trainer.resumed_from = checkpoint
-    if checkpoint is not None and writer:
-        print(f"Continuing from {checkpoint}.", file=sys.stderr)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if interrupt.asked:
-        raise KeyboardInterrupt

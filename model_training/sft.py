@@ -23,6 +23,7 @@ from model_training.checkpoints import loop_state, restore_loop_state, save_chec
 from model_training.config import TrainConfig
 from model_training.logs import RunLog
 from model_training.order import Stream
+from model_training.stage import common_options
 from utils.extraction import format_response
 
 Record = dict[str, Any]
@@ -58,29 +59,14 @@ class WarmupTrainer(SFTTrainer):  # type: ignore[misc]
 
 
 def trainer_options(config: TrainConfig, folder: Path, steps: int, cuda: bool) -> dict[str, Any]:
-    """What both trainers are told alike."""
-    return {
-        "output_dir": str(folder),
-        "max_steps": steps,
-        "seed": config.seed,
+    """What both trainers of the task are told alike."""
+    return common_options(config, folder, steps, config.save_steps, cuda) | {
         "optim": config.optim,
         "adam_beta1": config.adam_beta1,
         "adam_beta2": config.adam_beta2,
-        "weight_decay": config.weight_decay,
-        "max_grad_norm": config.max_grad_norm,
         "lr_scheduler_type": "cosine",
         "warmup_steps": math.ceil(config.warmup_ratio * steps),
-        "logging_steps": config.logging_steps,
-        "logging_nan_inf_filter": False,
-        "save_strategy": "steps",
-        "save_steps": config.save_steps,
-        "use_cpu": not cuda,
         "bf16": cuda,
-        "gradient_checkpointing": config.gradient_checkpointing,
-        "dataloader_pin_memory": cuda,
-        "ddp_find_unused_parameters": False,
-        "report_to": [] if config.report_to == "none" else [config.report_to],
-        "disable_tqdm": True,
     }
 
 

@@ -51,6 +51,7 @@ RUN_FILES = (
     "checkpoints",
     "evaluation",
     "warmup_lora",
+    "reward_model",
     "loss_curve.png",
     "reward_components.png",
     "training_report.html",
@@ -89,6 +90,7 @@ FREE_OPTIONS = frozenset(
         "output_dir",
         "save_lora_path",
         "dataset_path",
+        "data_path",
         "report_to",
         "threads",
         "completions_per_log",
@@ -107,10 +109,14 @@ def open_run(
     mode: str,
     config: dict[str, Any],
     dataset_path: str | Path | None = None,
+    dataset_sha256: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
 ) -> Path:
-    """Claim a run directory and write its manifest; every refusal comes before anything is changed."""
+    """Claim a run directory and write its manifest; every refusal comes before anything is changed.
+
+    `dataset_sha256` is given where the dataset is no single file, whose bytes would be hashed here.
+    """
     run = Path(output_dir)
     if overwrite and resume:
         raise UserError("--overwrite and --resume exclude each other: start afresh, or continue")
@@ -118,7 +124,9 @@ def open_run(
         raise UserError(f"{run} is a file, not a directory; choose another --output_dir")
     if resume and not (run / MANIFEST).is_file():
         raise UserError(f"{run} holds no run to resume ({MANIFEST} is missing); leave --resume out to start one")
-    dataset = None if dataset_path is None else {"path": str(dataset_path), "sha256": sha256_file(Path(dataset_path))}
+    dataset = None
+    if dataset_path is not None:
+        dataset = {"path": str(dataset_path), "sha256": dataset_sha256 or sha256_file(Path(dataset_path))}
     manifest: dict[str, Any] = {
         "task": task,
         "mode": mode,

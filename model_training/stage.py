@@ -1,0 +1,156 @@
+"""What every training stage does alike: environment, run directory, status, trainer options, resuming, interruption."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model_training.config import TrainConfig
+from model_training.preference_config import TrainPreferenceConfig
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from model_training.logs import Interrupt
+
+PLACES = ("output_dir", "dataset_path", "data_path", "save_lora_path", "model_name", "out_dir", "overwrite", "resume")
+"""Options that a model card leaves out: where things lay, and how the command was started."""
+
+
+# --- before the run -------------------------------------------------------------------------------------------------
+
+
+def set_environment(run: Path, tracker: str) -> None:
+    """Before the libraries are imported: no telemetry, no fork warnings, a tracker that writes to the run directory."""
+    values = {"HF_HUB_DISABLE_TELEMETRY": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if tracker == "wandb":
+        values |= {"WANDB_MODE": "offline", "WANDB_DIR": str(run)}
+    if tracker == "tensorboard":
+        values |= {"TENSORBOARD_LOGGING_DIR": str(run / "tensorboard")}
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
+
+
+def check_tracker(tracker: str) -> None:
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        raise UserError(f"--report_to {tracker}: the package is missing; pip install {tracker}")
+
+
+def is_writer() -> bool:
+    """Whether this process writes the run's files: the only one, or the first of several."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+# --- the run directory ----------------------------------------------------------------------------------------------
+
+
+def open_stage(
+    task: str, config: TrainConfig | TrainPreferenceConfig, dataset_path: str, dataset_sha256: str | None = None
+) -> Path:
+    """Claim the run directory: the run in it is continued if `--resume` finds one. For the dataset see `open_run`."""
+    from utils.runs import MANIFEST, open_run
+
+    resume = config.resume and (Path(config.output_dir) / MANIFEST).is_file()
+    if config.resume and not resume:
+        print(f"Nothing to resume in {config.output_dir} yet: starting from the beginning.", file=sys.stderr)
+    return open_run(
+        config.output_dir,
+        task=task,
+        mode="train",
+        config=asdict(config),
+        dataset_path=dataset_path,
+        dataset_sha256=dataset_sha256,
+        overwrite=config.overwrite,
+        resume=resume,
+    )
+
+
+def is_finished(config: TrainConfig | TrainPreferenceConfig, adapter: str | Path) -> bool:
+    """Whether the run to resume had already ended, adapter and all."""
+    from utils.runs import MANIFEST, read_manifest
+
+    run = Path(config.output_dir)
+    if not config.resume or not (run / MANIFEST).is_file() or not (Path(adapter) / "adapter_config.json").is_file():
+        return False
+    return bool(read_manifest(run)["status"] == "done")
+
+
+@contextmanager
+def stage_status(run: Path, writer: bool = True) -> Iterator[Interrupt]:
+    """Leave the truth in the manifest, however the run ends; an interrupted one prints the line that resumes it."""
+    from model_training.logs import catch_signals
+    from utils.runs import finish_run
+
+    try:
+        with catch_signals() as interrupt:
+            yield interrupt
+    except KeyboardInterrupt:
+        if writer:
+            finish_run(run, "interrupted")
+            again = [*sys.argv, *([] if "--resume" in sys.argv else ["--resume"])]
+            again = [argument for argument in again if argument != "--overwrite"]
+            print(f"Interrupted. Resume with:\n  python {shlex.join(again)}", file=sys.stderr)
+        raise
+    except BaseException as error:
+        if writer:
+            finish_run(run, "failed", f"{type(error).__name__}: {error}")
+        raise
+    if writer:
+        finish_run(run, "done")
+
+
+def card_rows(config: TrainConfig | TrainPreferenceConfig, run: Path) -> dict[str, Any]:
+    """What the model card says: the options that shaped the adapter, data and code, and no path of this machine."""
+    from utils.runs import read_manifest
+
+    manifest = read_manifest(run)
+    options = {name: value for name, value in asdict(config).items() if name not in PLACES}
+    return {"dataset sha256": manifest["dataset"]["sha256"], "git commit": manifest["git_commit"], **options}
+
+
+# --- trainers -------------------------------------------------------------------------------------------------------
+
+
+def common_options(
+    config: TrainConfig | TrainPreferenceConfig, folder: Path, steps: int, save_steps: int, cuda: bool
+) -> dict[str, Any]:
+    """What the trainers of all tasks are told alike."""
+    return {
+        "output_dir": str(folder),
+        "max_steps": steps,
+        "seed": config.seed,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "logging_steps": config.logging_steps,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": save_steps,
+        "use_cpu": not cuda,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "dataloader_pin_memory": cuda,
+        "ddp_find_unused_parameters": False,
+        "report_to": [] if config.report_to == "none" else [config.report_to],
+        "disable_tqdm": True,
+    }
+
+
+def train_to_end(trainer: Any, folder: Path, interrupt: Interrupt, writer: bool = True) -> None:
+    """Train from the newest checkpoint in the folder, if there is one, to the end or to the user's interruption."""
+    from model_training.checkpoints import newest_checkpoint, remove_partial
+
+    if writer and folder.is_dir():
+        remove_partial(folder)
+    trainer.accelerator.wait_for_everyone()
+    checkpoint = newest_checkpoint(folder)
+    trainer.resumed_from = checkpoint
+    if checkpoint is not None and writer:
+        print(f"Continuing from {checkpoint}.", file=sys.stderr)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if interrupt.asked:
+        raise KeyboardInterrupt
