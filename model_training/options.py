@@ -301,8 +301,10 @@ def _model_of_none_named(options: dict[str, Option], given: Values) -> str:
 
     An adapter that is not there is the stage's to report.
     """
+    if "lora_rank" in options:
+        return resolve_model_name(None)
     path, _ = given.get("save_lora_path", (options["save_lora_path"].default, ""))
-    if "lora_rank" in options or not Path(path).is_dir():
+    if not Path(path).is_dir():
         return resolve_model_name(None)
     base = base_of_adapter(path)
     say(f"model: {base} (the base of the adapter {path}; choose with --model_name)")
