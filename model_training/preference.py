@@ -1,0 +1,233 @@
+"""Train a reward model on preference pairs; with --env, the small networks of the synthetic experiments.
+
+    python main.py --task preference --mode train --data_path preference_pairs.jsonl --output_dir runs/mv \
+        --reward_model_type mean_and_variance
+
+    config -> pairs -> tokens -> model (reward_model.py) -> Trainer (pair_trainer.py) -> OUTPUT_DIR/reward_model/
+
+Pairs of split `test` are never met. Those of split `validation` are held out for early stopping; where there are none,
+whole prompts of `train` are, at most a tenth of its pairs. Pairs with a text longer than `max_length` tokens are left
+out and counted: a cut answer is not the one that was judged.
+
+Every step is a function of the options, the pairs and the seed, so `--resume` continues from whatever a killed run left
+and ends with the same reward model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model_training.option_values import check_ranges
+from model_training.options import resolve_model_name
+from model_training.preference_config import TrainPreferenceConfig
+from model_training.stage import (
+    card_rows,
+    check_tracker,
+    is_finished,
+    open_stage,
+    set_environment,
+    stage_status,
+    train_to_end,
+)
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from model_training.logs import Interrupt
+    from model_training.pairs import Pair
+
+Record = dict[str, Any]
+CHECKPOINTS = "checkpoints"
+
+
+def train(config: TrainPreferenceConfig) -> None:
+    """Run the stage; see the module's docstring for its order."""
+    check_ranges(config, {})
+    if config.env:
+        from model_training.synthetic_preferences import train_synthetic
+
+        train_synthetic(config)
+        return
+    set_environment(Path(config.output_dir), config.report_to)
+    check_tracker(config.report_to)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("--task preference trains in one process; start it without a launcher, on one device")
+    from model_training import models
+    from model_training.reward_model import FOLDER
+
+    name = resolve_model_name(config.model_name)
+    config = replace(config, model_name=name)
+    models.set_threads(config.threads)
+    training, held_out, form = choose_pairs(config)
+    tokenizer = models.load_tokenizer(name)
+    models.check_lengths(name, config.max_length, "--max_length")
+    pairs, held_out_pairs = encoded(tokenizer, training, form, config), encoded(tokenizer, held_out, form, config)
+    if not pairs:
+        raise UserError(f"none of {len(training)} pairs is short enough; raise --max_length {config.max_length}")
+    _report(len(training), len(pairs), len(held_out), len(held_out_pairs), config.max_length)
+    finished = is_finished(config, Path(config.output_dir) / FOLDER)
+    run = open_stage("preference", config, " ".join(config.data_path), digest([training, held_out]))
+    with stage_status(run) as interrupt:
+        if finished:
+            print(f"Nothing to do: the run in {run} is done, its reward model is in {run / FOLDER}.")
+            return
+        model = _trained(config, tokenizer, pairs, held_out_pairs, run, interrupt)
+        _save(model, tokenizer, config, form, run)
+        print(f"Reward model: {run / FOLDER}   Run: {run}")
+
+
+# --- pairs ----------------------------------------------------------------------------------------------------------
+
+
+def choose_pairs(config: TrainPreferenceConfig) -> tuple[list[Record], list[Record], Any]:
+    """The pairs to train on, those held out for early stopping, and the form of their texts."""
+    from dataset.pair_forms import pair_form
+    from dataset.preference_sources import load_pairs
+
+    records = load_pairs(config.data_path, config.data_subset, skip_invalid=config.skip_invalid, seed=config.seed)
+    training = [record for record in records if record["split"] == "train"]
+    held_out = [record for record in records if record["split"] == "validation"]
+    if not training:
+        where = " ".join(config.data_path)
+        raise UserError(f"{where}: none of its {len(records)} pairs is of the split `train`; there is nothing to learn")
+    rng = random.Random(f"pairs {config.seed}")
+    if not held_out:
+        training, held_out = hold_out(training, min(config.eval_dataset_size, len(training) // 10), rng)
+    elif config.eval_dataset_size < len(held_out):
+        held_out = [held_out[i] for i in sorted(rng.sample(range(len(held_out)), config.eval_dataset_size))]
+    if 0 < config.train_dataset_size < len(training):
+        training = [training[i] for i in sorted(rng.sample(range(len(training)), config.train_dataset_size))]
+    return training, held_out, pair_form(training[0])
+
+
+def hold_out(records: list[Record], size: int, rng: random.Random) -> tuple[list[Record], list[Record]]:
+    """The records without and with those of as many random prompts as fit into `size`, in their order."""
+    from dataset.pair_forms import prompt_key
+
+    prompts = [prompt_key(record) for record in records]
+    counts = Counter(prompts)
+    chosen: set[str] = set()
+    taken = 0
+    for prompt in rng.sample(list(counts), len(counts)):
+        if taken + counts[prompt] <= size:
+            chosen.add(prompt)
+            taken += counts[prompt]
+    kept = [record for record, prompt in zip(records, prompts, strict=True) if prompt not in chosen]
+    return kept, [record for record, prompt in zip(records, prompts, strict=True) if prompt in chosen]
+
+
+def encoded(tokenizer: Any, records: list[Record], form: Any, config: TrainPreferenceConfig) -> list[Pair]:
+    """Token ids of the pairs whose two texts are both short enough."""
+    from model_training.reward_model import encode_pairs
+
+    pairs = encode_pairs(tokenizer, records, form)
+    return [pair for pair in pairs if max(map(len, pair)) <= config.max_length]
+
+
+def digest(parts: list[list[Record]]) -> str:
+    """sha256 of the records: what a resumed run must meet again, wherever they are read from."""
+    found = hashlib.sha256()
+    for records in parts:
+        for record in records:
+            found.update(
+                json.dumps(record, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+            )
+        found.update(b"\n")
+    return found.hexdigest()
+
+
+def _report(pairs: int, kept: int, held_out: int, held_out_kept: int, max_length: int) -> None:
+    left = pairs - kept + held_out - held_out_kept
+    dropped = f"; left out: {left} longer than --max_length {max_length} tokens" if left else ""
+    print(f"Pairs: {kept} to train on, {held_out_kept} held out{dropped}.", file=sys.stderr)
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def _trained(
+    config: TrainPreferenceConfig,
+    tokenizer: Any,
+    pairs: list[Pair],
+    held_out: list[Pair],
+    run: Path,
+    interrupt: Interrupt,
+) -> Any:
+    """A reward model with the weights that training ends with: the best on the held-out pairs, or the last."""
+    from model_training.checkpoints import newest_checkpoint
+    from model_training.logs import RunLog
+    from model_training.pair_trainer import make_pair_trainer
+    from model_training.pairs import check_shared
+    from model_training.preference_losses import num_outputs
+    from model_training.reward_model import build
+
+    assert config.model_name is not None
+    model = build(
+        config.model_name,
+        num_outputs(config.reward_model_type, config.num_atoms),
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        seed=config.seed,
+    )
+    if config.shared_prompt:
+        check_shared(model, tokenizer.pad_token_id)
+    in_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    steps = config.max_steps or math.ceil(config.num_train_epochs * len(pairs) / in_step)
+    folder = run / CHECKPOINTS
+    log = RunLog(run, "train", 0, steps, 0, interrupt, is_writer=True)
+    trainer = make_pair_trainer(model, pairs, held_out, tokenizer.pad_token_id, config, folder, log, steps)
+    newest = newest_checkpoint(folder)
+    if newest is None or not trainer.is_over(newest):
+        train_to_end(trainer, folder, interrupt)
+    last = newest_checkpoint(folder)
+    assert last is not None
+    best = trainer.best
+    restore_weights(model, folder / f"checkpoint-{best.step}" if best.step else last)
+    if best.step:
+        print(f"Best weights: step {best.step}, held-out loss {best.loss:.4f}.", file=sys.stderr)
+    return model
+
+
+def restore_weights(model: Any, checkpoint: Path) -> None:
+    """Put adapter and head of a checkpoint into the model."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    weights = load_file(checkpoint / "adapter_model.safetensors", device=str(model.device))
+    unknown = set_peft_model_state_dict(model, weights).unexpected_keys
+    assert not unknown, unknown
+
+
+def _save(model: Any, tokenizer: Any, config: TrainPreferenceConfig, form: Any, run: Path) -> None:
+    from model_training.models import save_adapter
+    from model_training.preference_losses import num_outputs
+    from model_training.reward_model import FOLDER, describe
+
+    outputs = num_outputs(config.reward_model_type, config.num_atoms)
+    tokenizer.padding_side = "right"
+    assert config.model_name is not None
+    save_adapter(
+        model,
+        tokenizer,
+        run / FOLDER,
+        base_name=config.model_name,
+        card={"num_outputs": outputs, "form": form} | card_rows(config, run),
+        note={
+            "reward_model_type": config.reward_model_type,
+            "num_outputs": outputs,
+            "form": form,
+            "max_length": config.max_length,
+            "likelihood": config.likelihood,
+            "shared_prompt": config.shared_prompt,
+        },
+        readme=describe,
+    )
