@@ -41,8 +41,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def draw(directory: Path, output: Path, mode: str) -> None:
+    from utils.plots import write_plots
     from utils.series import load_run
-    from utils.visualization import write_plots, write_report
+    from utils.visualization import write_report
 
     run = load_run(directory)
     if run.evaluation:
@@ -59,7 +60,7 @@ def draw(directory: Path, output: Path, mode: str) -> None:
 def evaluation_text(evaluation: dict[str, object]) -> str:
     """Metrics down, models across, each value with its 95 % interval and n."""
     from utils.formatting import interval, metric_value
-    from utils.series import Cell, evaluation_table
+    from utils.tables import Cell, evaluation_table
 
     table = evaluation_table(evaluation)
 

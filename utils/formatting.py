@@ -13,9 +13,23 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup, escape
 
-from utils.series import Cell, is_rate
+from utils.series import is_count, is_rate
+from utils.tables import Cell
 
 LONGEST_TEXT = 2000
+METRIC_LABELS = {
+    "r2": "Explained variance r²",
+    "ece": "Calibration error (ECE)",
+    "log_loss": "Log loss, nats",
+    "spread_auroc": "Spread AUROC",
+    "spread_spearman": "Spread against the true one, rank correlation",
+    "borda_spearman": "Reward against Borda count, rank correlation",
+    "utility_spearman": "Reward against expected utility, rank correlation",
+    "majority_accuracy": "Accuracy against the majority",
+    "utility_accuracy": "Accuracy against expected utility",
+    "helpful_accuracy_cost": "Helpful accuracy lost by risk aversion",
+}
+"""Names that do not read well by themselves."""
 NBSP = "\u00a0"
 
 _UNSAFE = re.compile(
@@ -96,11 +110,23 @@ def interval(metric: str, cell: Cell, difference: bool = False) -> str:
     return f"{low.removesuffix(NBSP + '%').removesuffix(NBSP + 'pp')} to {high}"
 
 
+def basis(metric: str, cell: Cell, difference: bool = False) -> str:
+    """What a value rests on: its interval and the number of cases."""
+    if cell.n is None:
+        return interval(metric, cell, difference)
+    if is_count(metric) and not difference:
+        return f"of {cell.n:,}"
+    return f"{interval(metric, cell, difference)} · n{NBSP}{cell.n:,}"
+
+
 def scientific(value: float) -> str:
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}".replace("-", "\u2212")
 
 
 def metric_label(metric: str) -> str:
-    words = metric.replace("_", " ").strip() or metric
+    """`jailbreak_rate_risk` -> `Jailbreak rate, risk-averse`."""
+    if metric in METRIC_LABELS:
+        return METRIC_LABELS[metric]
+    words = re.sub(r"_risk$", ", risk-averse", metric).replace("_", " ").strip() or metric
     return words[0].upper() + words[1:]

@@ -2,10 +2,10 @@
 
     run = load_run(Path("outputs"))          files -> numbers and rows (a run that is still being written is fine)
     panels(run)                              what to plot: one record a chart, with its spread, unit and note
-    evaluation_table(run.evaluation)         what to tabulate: every metric by model, by category, paired
 
-Whatever shows a run (plots, page, terminal) starts from these records. A metric that was logged as null, NaN or
-infinite is a gap (`None`) in its series; a step that did not log it is simply not in the series.
+Whatever shows a run (plots, page, terminal) starts from these records, and from the tables of `utils.tables`. A metric
+that was logged as null, NaN or infinite is a gap (`None`) in its series; a step that did not log it is simply not in
+it. What a run measures on held-out data while it trains (split `eval`) makes series of its own, `eval/<metric>`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from utils.errors import UserError
 from utils.runs import read_completions, read_manifest, read_metrics
 
 ROW_KEYS = {"step", "time", "split", "resumes", "alarm", "epoch"}
-STAGE_NAMES = {"sft": "warm-up", "grpo": "GRPO"}
+STAGE_NAMES = {"sft": "warm-up", "grpo": "GRPO", "train": "training"}
+HELD_OUT = "eval"
 
-Unit = Literal["", "share", "tokens", "tokens/s", "s", "nats", "rate"]
-Group = Literal["loss", "reward", "health"]
+Unit = Literal["", "share", "tokens", "tokens/s", "pairs/s", "s", "nats", "rate"]
+Group = Literal["loss", "pairs", "reward", "health"]
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart: a series, its spread (one standard deviation to either side) and what to say about it."""
+    """One chart: a series, its spread (one standard deviation to either side) and what to say about it. `held_out` is
+    the same metric on held-out data, drawn beside it as it was measured."""
 
     key: str
     title: str
@@ -100,24 +102,13 @@ class Panel:
     spread: Series | None
     note: str
     stages: tuple[Stage, ...]
-
-
-@dataclass(frozen=True)
-class Cell:
-    value: float
-    n: int | None
-    low: float | None
-    high: float | None
+    held_out: Series | None = None
 
     @property
-    def excludes_zero(self) -> bool:
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
-
-@dataclass(frozen=True)
-class Table:
-    columns: list[str]
-    rows: list[tuple[str, list[Cell | None]]]
+    def step_range(self) -> tuple[int, int]:
+        """The first and the last step that the chart shows."""
+        steps = [*self.series.steps, *(self.held_out.steps if self.held_out else ())]
+        return min(steps), max(steps)
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -168,7 +159,8 @@ def _to_series(rows: list[dict[str, Any]]) -> dict[str, Series]:
     for row in rows:
         for key, value in row.items():
             if key not in ROW_KEYS and (value is None or _is_metric(value)):
-                points.setdefault(key, {})[row["step"]] = _finite(value)
+                name = f"{HELD_OUT}/{key}" if row.get("split") == HELD_OUT else key
+                points.setdefault(name, {})[row["step"]] = finite(value)
     return {
         key: Series(tuple(sorted(values)), tuple(values[step] for step in sorted(values)))
         for key, values in points.items()
@@ -182,7 +174,7 @@ def _is_metric(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _finite(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
     """The number, or None for what was logged as null, "NaN" or infinite."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
@@ -192,7 +184,8 @@ def _finite(value: Any) -> float | None:
 def _stages(rows: list[dict[str, Any]]) -> tuple[Stage, ...]:
     steps: dict[str, list[int]] = {}
     for row in rows:
-        steps.setdefault(str(row.get("split", "train")), []).append(row["step"])
+        if row.get("split") != HELD_OUT:
+            steps.setdefault(str(row.get("split", "train")), []).append(row["step"])
     stages = [Stage(split, min(of_split), max(of_split)) for split, of_split in steps.items()]
     return tuple(sorted(stages, key=lambda stage: stage.first_step))
 
@@ -229,11 +222,17 @@ def _unix(moment: object) -> float | None:
 
 def panels(run: Run) -> list[Panel]:
     """The charts of a run in reading order; a metric that was never logged has none."""
+    pairs = [_panel(run, key, title, unit, "pairs", note) for key, title, unit, note in PAIR_CHARTS]
     reward = [_panel(run, key, title, "", "reward", note, spread) for key, title, spread, note in REWARD_CHARTS]
     health = [_panel(run, key, title, unit, "health", note) for key, title, unit, note in HEALTH_CHARTS]
-    return [panel for panel in _loss(run) + reward[:1] + _components(run) + reward[1:] + health if panel]
+    return [panel for panel in _loss(run) + pairs + reward[:1] + _components(run) + reward[1:] + health if panel]
 
 
+PAIR_CHARTS: list[tuple[str, str, Unit, str]] = [
+    ("accuracy", "Accuracy", "share", "pairs whose chosen answer got the higher reward"),
+    ("mean_margin", "Mean margin", "", "between the two rewards of a pair"),
+    ("mean_spread", "Mean spread", "", "standard deviation of a reward"),
+]
 REWARD_CHARTS = [
     ("reward", "Total reward", "reward_std", "mean of the sampled completions"),
     ("group_reward_std", "Reward spread in a group", None, "what GRPO learns from; near 0 it learns nothing"),
@@ -249,10 +248,12 @@ HEALTH_CHARTS: list[tuple[str, str, Unit, str]] = [
     ("grad_norm", "Gradient norm", "", "before clipping"),
     ("step_time", "Step time", "s", ""),
     ("tokens_per_s", "Throughput", "tokens/s", "prompts included"),
+    ("pairs_per_s", "Pairs", "pairs/s", ""),
 ]
 LOSS_NOTES = {
     "sft": "cross-entropy of the reference answers",
     "grpo": "near zero by construction; watch the reward",
+    "train": "-log P(chosen over rejected), and what training adds",
 }
 
 
@@ -260,9 +261,11 @@ def _loss(run: Run) -> list[Panel | None]:
     found = []
     for stage in run.stages:
         loss = run.series.get("loss", Series((), ())).within(stage.first_step, stage.last_step)
-        unit: Unit = "nats" if stage.split == "sft" else ""
+        unit: Unit = "" if stage.split == "grpo" else "nats"
         note = LOSS_NOTES.get(stage.split, "")
-        panel = Panel(f"loss/{stage.split}", f"Loss, {stage.name}", unit, "loss", loss, None, note, (stage,))
+        held_out = run.series.get(f"{HELD_OUT}/loss") if stage.split == "train" else None
+        title = "Loss" if stage.split == "train" else f"Loss, {stage.name}"
+        panel = Panel(f"loss/{stage.split}", title, unit, "loss", loss, None, note, (stage,), held_out)
         found.append(panel if loss.numbers() else None)
     return found
 
@@ -277,7 +280,7 @@ def _panel(
     covered = tuple(
         stage for stage in run.stages if any(stage.first_step <= step <= stage.last_step for step in series.steps)
     )
-    return Panel(key, title, unit, group, series, spread, note, covered)
+    return Panel(key, title, unit, group, series, spread, note, covered, run.series.get(f"{HELD_OUT}/{key}"))
 
 
 def _components(run: Run) -> list[Panel | None]:
@@ -383,9 +386,6 @@ def ends(series: Series, share: float = 0.1) -> tuple[float, float] | None:
     return sum(known[:count]) / count, sum(known[-count:]) / count
 
 
-# ----------------------------------------------------------------------------------------------------- tables
-
-
 def sample_completions(completions: list[dict[str, Any]], most: int = 24) -> list[dict[str, Any]]:
     """At most `most` rows, evenly over the rows as logged, the first and the last among them."""
     if len(completions) <= most:
@@ -393,52 +393,9 @@ def sample_completions(completions: list[dict[str, Any]], most: int = 24) -> lis
     return [completions[round(index * (len(completions) - 1) / (most - 1))] for index in range(most)]
 
 
-def evaluation_table(evaluation: dict[str, Any]) -> Table:
-    """Metrics down, models across."""
-    models = evaluation["models"]
-    return _table({name: model.get("metrics", {}) for name, model in models.items()})
-
-
-def category_tables(evaluation: dict[str, Any]) -> list[tuple[str, Table]]:
-    """One table a model: categories down, metrics across."""
-    tables = []
-    for name, model in evaluation["models"].items():
-        categories = {
-            category: metrics.get("metrics", metrics) for category, metrics in (model.get("by_category") or {}).items()
-        }
-        across = list(dict.fromkeys(metric for metrics in categories.values() for metric in metrics))
-        rows = [(category, [_cell(metrics.get(key)) for key in across]) for category, metrics in categories.items()]
-        if rows:
-            tables.append((name, Table(across, rows)))
-    return tables
-
-
-def paired_table(evaluation: dict[str, Any]) -> Table:
-    """Metrics down, comparisons across: mean difference on the same prompts."""
-    return _table(evaluation.get("paired") or {})
-
-
-def failure_table(evaluation: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[int]]]]:
-    """Reasons for which the strict grammar refused a completion: models, and counts by reason."""
-    counts = {name: model.get("failures") or {} for name, model in evaluation["models"].items()}
-    reasons = sorted({reason for of_model in counts.values() for reason in of_model})
-    return list(counts), [
-        (reason, [int(of_model.get(reason, 0)) for of_model in counts.values()]) for reason in reasons
-    ]
-
-
-def _table(columns: dict[str, dict[str, Any]]) -> Table:
-    metrics = list(dict.fromkeys(metric for column in columns.values() for metric in column))
-    return Table(
-        list(columns), [(metric, [_cell(column.get(metric)) for column in columns.values()]) for metric in metrics]
-    )
-
-
-def _cell(raw: object) -> Cell | None:
-    if not isinstance(raw, dict) or (value := _finite(raw.get("value"))) is None:
-        return None
-    n = raw.get("n")
-    return Cell(value, n if isinstance(n, int) else None, _finite(raw.get("low")), _finite(raw.get("high")))
+def is_count(metric: str) -> bool:
+    """True for a metric that counts cases out of n, without doubt and so without interval."""
+    return bool(re.search(r"(^|_)ties(_|$)", metric))
 
 
 def is_rate(metric: str) -> bool:

@@ -1,30 +1,32 @@
-"""Draws a run: two PNG plots (matplotlib) and one self-contained HTML page (jinja2, inline SVG), from its files alone.
+"""Draws a run: PNG plots (utils.plots) and one self-contained HTML page (jinja2, inline SVG), from its files alone.
 
     python main.py --mode visualize --output_dir outputs [--start_server --server_port 8000]
 
-`utils.series` reads and decides what there is to show; this file only gives it a shape. The page asks the network for
-nothing and runs no script. What a model wrote is untrusted: every value that reaches the template is escaped (jinja2
-autoescape) after `neutralize` has made control, zero-width and bidirectional characters visible, so that no text can
-act on the page or reorder what stands beside it.
+`utils.series` and `utils.tables` read and decide what there is to show; this file only gives it a shape. What a task
+has to say of its own, it says as `Contents`: words, tiles, and sections of pictures, tables and texts.
+
+The page asks the network for nothing and runs no script. What a model wrote is untrusted: every value that reaches the
+template is escaped (jinja2 autoescape) after `neutralize` has made control, zero-width and bidirectional characters
+visible, so that no text can act on the page or reorder what stands beside it.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
-from dataclasses import dataclass
-from io import BytesIO
-from itertools import pairwise
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from utils.charts import chart
 from utils.files import write_atomic
 from utils.formatting import (
-    NBSP,
+    basis,
     duration,
     interval,
     metric_label,
@@ -32,30 +34,11 @@ from utils.formatting import (
     moment,
     neutralize,
     number,
-    scientific,
     untrusted,
 )
-from utils.series import (
-    Panel,
-    Run,
-    Series,
-    category_tables,
-    ends,
-    evaluation_table,
-    failure_table,
-    is_bounded,
-    is_rate,
-    load_run,
-    paired_table,
-    panels,
-    reward_title,
-    sample_completions,
-    trace,
-)
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from utils.plots import write_plots
+from utils.series import Panel, Run, ends, is_rate, load_run, panels, reward_title, sample_completions
+from utils.tables import Cell, category_tables, evaluation_table, failure_table, paired_table
 
 TEMPLATE = "report.html.jinja"
 MANIFEST_KEYS = ("task", "status", "reason", "started", "resumes", "dataset", "git_commit")
@@ -102,242 +85,84 @@ def visualize(output_dir: str, start_server: bool, server_port: int, host: str) 
         serve(directory, host, server_port)
 
 
-# ------------------------------------------------------------------------------------------------------- charts
-
-
-def y_range(panel: Panel, values: list[float]) -> tuple[float, float]:
-    """0 to 1 for what is bounded; else from 0, unless a high total would hide its own movement."""
-    low, high = min(values), max(values)
-    if is_bounded(panel):
-        return 0.0, 1.04
-    if panel.key == "reward" and low > 0.3 * high:
-        margin = 0.08 * (high - low or abs(high))
-        return low - margin, high + margin
-    low, high = min(low, 0.0), max(high, 0.0)
-    return (low, high + 0.06 * (high - low)) if high > low else (low, low + 1.0)
-
-
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """The finest multiples of 1, 2, 2.5 or 5 times a power of ten between `low` and `high`, at most `most` of them."""
-    power = 10.0 ** math.floor(math.log10((high - low) / most))
-    for step in (factor * power for factor in (1, 2, 2.5, 5, 10, 20, 25, 50)):
-        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-        if last - first < most:
-            break
-    return [index * step for index in range(first, last + 1)]
-
-
-def tick_labels(values: list[float], unit: str) -> list[str]:
-    if unit == "share":
-        return [f"{100 * value:.0f}{NBSP}%" for value in values]
-    largest = max((abs(value) for value in values), default=0.0)
-    exponent = math.floor(math.log10(largest) + 1e-9) if largest else 0
-    if unit == "rate" or exponent < -3 or exponent > 5:
-        return ["0" if value == 0 else scientific(value) for value in values]
-    step = min((abs(b - a) for a, b in pairwise(values)), default=largest or 1.0)
-    decimals = next((places for places in range(6) if abs(step * 10**places - round(step * 10**places)) < 1e-6), 6)
-    return [f"{value:,.{decimals}f}".replace("-", "\u2212") for value in values]
-
-
-def step_ticks(first: int, last: int) -> list[int]:
-    return [round(value) for value in ticks(first, last, 6) if value == round(value)] if last > first else [first]
+# ------------------------------------------------------------------------------------------ what a task can add
 
 
 @dataclass(frozen=True)
-class Chart:
-    """One small SVG chart: paths and ticks in the units of its view box."""
+class Tile:
+    label: str
+    value: str
+    details: list[str]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG; `text` says what it shows to those who cannot see it."""
+
+    text: str
+    png: bytes
+
+    @property
+    def uri(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Texts to read beside each other, each with a heading; all of them untrusted."""
 
     title: str
-    note: str
-    latest: str
-    width: int
-    height: int
-    left: float
-    bottom: float
-    right: float
-    top: float
-    points: str
-    line: str
-    band: str
-    y_ticks: list[tuple[float, str]]
-    x_ticks: list[tuple[float, str]]
-    boundaries: list[tuple[float, str]]
+    prompt: str
+    texts: list[tuple[str, str]]
 
 
-def chart(panel: Panel, width: int = 340, height: int = 176) -> Chart:
-    drawn = trace(panel)
-    values = [value for part in (drawn.points, drawn.low, drawn.high) for value in part.numbers()]
-    low, high = y_range(panel, values)
-    first, last = panel.series.steps[0], panel.series.steps[-1]
-    left, right, top, bottom = 46.0, width - 10.0, 10.0, height - 24.0
+@dataclass(frozen=True)
+class Section:
+    """A part of the page. `columns` and `rows` are a table of plain text or cells of a metric, given with its name;
+    `passages` are folded away under a heading each.
+    """
 
-    def x(step: float) -> float:
-        return round(left + (right - left) * ((step - first) / (last - first) if last > first else 0.5), 1)
+    title: str
+    note: str = ""
+    pictures: list[Picture] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+    rows: list[tuple[str, list[tuple[str, Cell] | str | None]]] = field(default_factory=list)
+    passages: list[tuple[str, list[Passage]]] = field(default_factory=list)
 
-    def y(value: float) -> float:
-        return round(bottom - (bottom - top) * (min(max(value, low), high) - low) / (high - low), 1)
 
-    y_values = ticks(low, high, 5)
-    newest = ends(panel.series)
-    assert newest is not None, "a panel has at least one number"
-    smoothed = drawn.line.values != drawn.points.values
-    return Chart(
-        title=panel.title,
-        note=panel.note,
-        latest="" if panel.unit == "rate" else number(newest[1], panel.unit),
-        width=width,
-        height=height,
-        left=left,
-        right=right,
-        top=top,
-        bottom=bottom,
-        points=_path(drawn.points, x, y) if smoothed else "",
-        line=_path(drawn.line, x, y),
-        band=_band(drawn.low, drawn.high, x, y),
-        y_ticks=[(y(value), label) for value, label in zip(y_values, tick_labels(y_values, panel.unit), strict=True)],
-        x_ticks=[(x(step), f"{step:,}") for step in step_ticks(first, last)],
-        boundaries=[(x(stage.first_step - 0.5), stage.name) for stage in panel.stages[1:]],
+@dataclass(frozen=True)
+class Contents:
+    """What a task puts on the page: its words for what every run has, and parts of its own.
+
+    Without `held_out` or `training`, the tiles are made of the metrics.
+    """
+
+    title: str | None = None
+    verdict: list[str] = field(default_factory=list)
+    held_out: list[Tile] | None = None
+    held_out_note: str = "The trained model on queries it never saw, with 95 % intervals."
+    training: list[Tile] | None = None
+    training_note: str = (
+        "Rollouts on training prompts: mean over the last tenth of the log events, beside the first tenth."
     )
-
-
-def _pieces(series: Series) -> list[list[tuple[int, float]]]:
-    """The series cut at its gaps."""
-    pieces: list[list[tuple[int, float]]] = [[]]
-    for step, value in zip(series.steps, series.values, strict=True):
-        if value is None:
-            pieces.append([])
-        else:
-            pieces[-1].append((step, value))
-    return [piece for piece in pieces if piece]
-
-
-def _path(series: Series, x: Any, y: Any) -> str:
-    """A lone point becomes a line of no length, which round caps show as a dot."""
-    return "".join(
-        "M" + "L".join(f"{x(step)} {y(value)}" for step, value in piece) + ("h0" if len(piece) == 1 else "")
-        for piece in _pieces(series)
-    )
-
-
-def _band(low: Series, high: Series, x: Any, y: Any) -> str:
-    return "".join(
-        "M" + "L".join(f"{x(step)} {y(value)}" for step, value in [*above, *reversed(below)]) + "Z"
-        for above, below in zip(_pieces(high), _pieces(low), strict=True)
-    )
-
-
-# --------------------------------------------------------------------------------------------------------- PNG
-
-INK, MUTED, RULE, ACCENT, WARM = "#1d2433", "#667085", "#e3e6ec", "#3457a6", "#98a2b3"
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.edgecolor": "#c5cad3",
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.labelcolor": MUTED,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "grid.color": RULE,
-    "grid.linewidth": 0.7,
-    "text.color": INK,
-    "text.parse_math": False,
-    "path.simplify": True,
-}
-
-
-def write_plots(run: Run, directory: Path) -> list[Path]:
-    """`loss_curve.png` and `reward_components.png`; without metrics to draw, none of them (and a line that says so)."""
-    found = panels(run)
-    loss = [panel for panel in found if panel.group == "loss"]
-    rest = [panel for panel in found if panel.group != "loss"]
-    written = []
-    for name, of_plot, columns in (("loss_curve.png", loss, 2), ("reward_components.png", rest, 3)):
-        if of_plot:
-            write_atomic(directory / name, _plot(run, of_plot, columns))
-            written.append(directory / name)
-        else:
-            print(f"{name}: nothing to draw yet, the run has logged no such metric")
-    return written
-
-
-def _plot(run: Run, of_plot: list[Panel], columns: int) -> bytes:
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = min(columns, len(of_plot))
-    rows = math.ceil(len(of_plot) / columns)
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
-        cell = (4.6, 3.1) if len(of_plot) <= 2 else (3.9, 2.35)
-        figure = Figure(figsize=(cell[0] * columns, cell[1] * rows + 0.6), dpi=150, layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False)
-        for panel, ax in zip(of_plot, axes.flat, strict=False):
-            _draw(ax, panel)
-        for ax in axes.flat[len(of_plot) :]:
-            ax.set_axis_off()
-        _caption(figure, run, of_plot)
-        picture = BytesIO()
-        FigureCanvasAgg(figure).print_png(picture)  # type: ignore[no-untyped-call]
-    return picture.getvalue()
-
-
-def _caption(figure: Figure, run: Run, of_plot: list[Panel]) -> None:
-    config = run.manifest.get("config", {})
-    model, task = (neutralize(str(part)) for part in (config.get("model_name") or "", run.manifest.get("task") or ""))
-    figure.suptitle(
-        " · ".join(str(part) for part in (task, model) if part), x=0.01, ha="left", fontsize=11, weight="bold"
-    )
-    parts = ["line: moving average", "pale line: logged values"]
-    if any(panel.spread for panel in of_plot):
-        parts.append("band: ± 1 standard deviation over the batch")
-    figure.supxlabel("optimizer step        " + "  ·  ".join(parts), fontsize=8, color=MUTED)
-
-
-def _draw(ax: Axes, panel: Panel) -> None:
-    drawn = trace(panel, most=600)
-    low, high = y_range(panel, [v for part in (drawn.points, drawn.low, drawn.high) for v in part.numbers()])
-
-    def gapped(series: Series) -> list[float]:
-        return [math.nan if value is None else value for value in series.values]
-
-    steps = list(drawn.line.steps)
-    if drawn.low.numbers():
-        ax.fill_between(steps, gapped(drawn.low), gapped(drawn.high), color=ACCENT, alpha=0.14, linewidth=0)
-    ax.plot(steps, gapped(drawn.points), color=ACCENT, alpha=0.3, linewidth=0.8)
-    few = len(drawn.line.numbers()) < 3
-    ax.plot(steps, gapped(drawn.line), color=ACCENT, linewidth=1.6, marker="o" if few else "", markersize=3)
-    for stage in panel.stages[1:]:
-        ax.axvline(stage.first_step - 0.5, color=WARM, linewidth=0.9, linestyle=(0, (3, 3)))
-        ax.annotate(
-            stage.name, (stage.first_step - 0.5, 1.0), (3, -1), xycoords=("data", "axes fraction"),
-            textcoords="offset points", fontsize=7, color=MUTED, va="top",
-        )  # fmt: skip
-    ax.set_ylim(low, high)
-    y_values = ticks(low, high, 5)
-    ax.set_yticks(y_values, tick_labels(y_values, panel.unit))
-    ax.set_xticks(step_ticks(panel.series.steps[0], panel.series.steps[-1]))
-    ax.tick_params(length=0)
-    ax.grid(axis="y")
-    unit = {"share": "", "rate": "", "": ""}.get(panel.unit, panel.unit)
-    ax.set_title(str(neutralize(panel.title)) + (f" ({unit})" if unit else ""), loc="left", pad=17)
-    if panel.note:
-        ax.annotate(
-            panel.note, (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points", fontsize=7.5, color=MUTED
-        )
+    compared_on: str = "held-out queries"
+    evaluate: str = "python main.py --mode evaluate"
+    no_curves: str = "No metrics yet: the first appear with the first log event of --mode train."
+    writes_completions: bool = True
+    sections: list[Section] = field(default_factory=list)
 
 
 # --------------------------------------------------------------------------------------------------------- page
 
 
-def write_report(run: Run, path: Path) -> None:
-    """One HTML file that needs nothing else: styles and charts inside, no script, no network."""
-    write_atomic(path, render_report(run))
+def write_report(run: Run, path: Path, contents: Contents | None = None) -> None:
+    """One HTML file that needs nothing else: styles, charts and pictures inside, no script, no network."""
+    write_atomic(path, render_report(run, contents=contents))
 
 
-def render_report(run: Run, version: str | None = None) -> str:
+def render_report(run: Run, version: str | None = None, contents: Contents | None = None) -> str:
     """The page as text. With a `version` it is the server's: it asks `/version` and takes up what changed."""
+    contents = contents or Contents()
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=loader,
@@ -348,7 +173,7 @@ def render_report(run: Run, version: str | None = None) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(untrusted=untrusted, moment=moment, duration=duration, reward_title=reward_title)
-    environment.globals.update(number=number, metric_value=metric_value, interval=interval, label=metric_label)
+    environment.globals.update(number=number, metric_value=metric_value, basis=basis, label=metric_label)
     environment.globals.update(score=score, bar=bar)
     found = panels(run)
     shown = sample_completions(run.completions)
@@ -358,10 +183,12 @@ def render_report(run: Run, version: str | None = None) -> str:
         config={"model_name": None} | run.manifest.get("config", {}),
         version=version,
         live_script=LIVE_SCRIPT,
-        tiles=training_tiles(run, found),
-        held_out=held_out_tiles(run),
+        contents=contents,
+        tiles=training_tiles(found) if contents.training is None else contents.training,
+        held_out=held_out_tiles(run) if contents.held_out is None else contents.held_out,
         charts=[chart(panel) for panel in found],
         has_spread=any(panel.spread for panel in found),
+        has_held_out=any(panel.held_out for panel in found),
         completions=[dict.fromkeys(COMPLETION_KEYS) | row for row in shown],
         scales=reward_scales(shown),
         table=evaluation_table(run.evaluation) if run.evaluation else None,
@@ -371,13 +198,6 @@ def render_report(run: Run, version: str | None = None) -> str:
         reproduce=reproduce(run.manifest),
         facts=flatten(run.manifest),
     )
-
-
-@dataclass(frozen=True)
-class Tile:
-    label: str
-    value: str
-    details: list[str]
 
 
 def held_out_tiles(run: Run, most: int = 6) -> list[Tile]:
@@ -399,7 +219,7 @@ def held_out_tiles(run: Run, most: int = 6) -> list[Tile]:
     return tiles[:most]
 
 
-def training_tiles(run: Run, found: list[Panel]) -> list[Tile]:
+def training_tiles(found: list[Panel]) -> list[Tile]:
     tiles = []
     for panel in found:
         if panel.key in ("reward", "strict_format_rate", "frac_reward_zero_std", "completions/mean_length"):

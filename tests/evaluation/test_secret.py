@@ -25,7 +25,7 @@ from tests.model_training.tiny_models import make_model
 from utils.errors import UserError, WorkError
 from utils.extraction import format_response
 from utils.files import read_jsonl, sha256_file
-from utils.series import category_tables, evaluation_table, failure_table, paired_table
+from utils.tables import category_tables, evaluation_table, failure_table, paired_table
 
 WORLD = load_world()
 

@@ -15,13 +15,9 @@ from utils.series import (
     Run,
     Series,
     Stage,
-    category_tables,
     ends,
-    evaluation_table,
-    failure_table,
     is_rate,
     load_run,
-    paired_table,
     panels,
     reward_title,
     sample_completions,
@@ -29,6 +25,7 @@ from utils.series import (
     thin,
     trace,
 )
+from utils.tables import category_tables, evaluation_table, failure_table, paired_table
 
 
 def run_of(tmp_path: Path, rows: list[dict[str, object]]) -> Run:

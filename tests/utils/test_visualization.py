@@ -15,20 +15,12 @@ from threading import Thread
 import pytest
 
 from tests.utils.make_run import make_run
+from utils.charts import chart, step_ticks, tick_labels, ticks
 from utils.errors import UserError
 from utils.formatting import duration, neutralize, number, untrusted
+from utils.plots import write_plots
 from utils.series import Panel, Series, Stage, load_run
-from utils.visualization import (
-    chart,
-    render_report,
-    reproduce,
-    step_ticks,
-    tick_labels,
-    ticks,
-    visualize,
-    write_plots,
-    write_report,
-)
+from utils.visualization import render_report, reproduce, visualize, write_report
 
 CHROMIUM = shutil.which("chromium")
 HOSTILE = [
