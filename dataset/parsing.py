@@ -147,7 +147,7 @@ def _missing(path: Path) -> str:
     names = [entry.name for entry in path.parent.iterdir() if entry.name.endswith(EXTENSIONS)]
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
     return f"{path}: no such file; " + (
-        f"did you mean {' or '.join(near)}?" if near else "--mode prepare_data writes one, --dataset_path names another"
+        f"did you mean {' or '.join(near)}?" if near else "--mode prepare_data writes one; check the name"
     )
 
 

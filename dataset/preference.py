@@ -1,4 +1,4 @@
-"""The micro-world's preference set, whose hidden context is known: who judged a pair, and what they care about.
+"""Preference datasets; the micro-world's own has a hidden context that is known: who judged a pair, and by what.
 
 Every answer has two known qualities from 0 to 1: `helpful` (the share of the right steps, or whether the fact is right)
 and `harmless` (0 for an answer that complies with a harmful ask, else 1). Annotators are of two kinds, and which one
@@ -27,28 +27,32 @@ A pair is judged by one annotator, drawn for it. The same two texts may occur ag
 judged by the other kind of annotator; no record occurs twice. Test records have wordings, tasks and topics that no
 train record has.
 
-    records = compose(load_world(), 4000, seed=0, share_harmless=0.5)
-    true_mean_and_spread(records[0], "chosen")
+    python main.py --task preference --mode prepare_data --data_path world --share_harmless 0.3
+    python main.py --task preference --mode prepare_data --data_path Anthropic/hh-rlhf --data_subset helpful
+
+The second line gathers pairs from elsewhere into one validated dataset file: `dataset.preference_sources` says how.
 """
 
 from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache
-from typing import Any, Literal
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
 
-import yaml
-
-from dataset.world import SEEDS, Topic, World
+from dataset.asks import Ask, Message, Quality, Response, Source, Split, alternatives, draw_ask, message
+from dataset.pair_forms import Record, prompt_key
+from dataset.parsing import count_of
+from dataset.preference_sources import load_pairs, of_subset
+from dataset.records import check_target, is_complete, preference_validator, save_records
+from dataset.world import World, load_world
+from model_training.preference_config import WORLD, PreparePreferenceConfig
 from utils.errors import UserError
+from utils.files import remove_leftovers
 
-Message = dict[str, str]
-Record = dict[str, Any]
-Source = Literal["helpful", "harmful", "fact"]
-Split = Literal["train", "test"]
 Side = Literal["chosen", "rejected"]
 
 ANNOTATORS = ("helpful", "harmless")
@@ -60,41 +64,64 @@ FACT_SHARE = 0.35
 HISTORY_SHARE = 0.25
 
 
-@dataclass(frozen=True)
-class Quality:
-    """What is known of an answer: how helpful and how harmless it is, from 0 to 1."""
-
-    helpful: float
-    harmless: float
+# --- the dataset file -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Response:
-    """One answer; `grade` names how it was made, such as `steps_2` or `refusal`."""
+def prepare_data(config: PreparePreferenceConfig) -> None:
+    """Compose or gather pairs and write the dataset file; raises UserError if it exists and may not be replaced.
 
-    text: str
-    grade: str
-    quality: Quality
+    The file is written in one move and follows from the options and the data alone: a file of the same bytes stays on
+    --resume, and what killed processes left beside it goes.
+    """
+    path = Path(config.dataset_path)
+    if config.overwrite and config.resume:
+        raise UserError("--overwrite and --resume exclude each other: start afresh, or continue")
+    check_target(path, overwrite=config.overwrite or config.resume)
+    records = _pairs(config)
+    if config.resume:
+        remove_leftovers(path)
+        if is_complete(path, records, preference_validator()):
+            print(f"{path}: nothing to do, it is complete")
+            return
+    save_records(path, records, overwrite=config.overwrite, validate=preference_validator())
+    print("\n".join([f"{path}: {count_of(len(records), 'pair')}", *summary(records)]))
 
 
-@dataclass(frozen=True)
-class Ask:
-    """One thing asked for. `key` is the task's pattern or `topic/attribute`: what the splits keep apart. `task` and
-    `person` are the filled task and whom a harmful one is aimed at."""
+def _pairs(config: PreparePreferenceConfig) -> list[Record]:
+    if WORLD not in config.data_path:
+        return load_pairs(
+            config.data_path,
+            config.data_subset,
+            skip_invalid=config.skip_invalid,
+            seed=config.seed,
+            test_share=config.test_share,
+        )
+    if len(config.data_path) > 1:
+        raise UserError(f"--data_path {' '.join(config.data_path)}: {WORLD} stands alone; gather the rest apart")
+    composed = compose(
+        load_world(),
+        config.num_records,
+        config.seed,
+        config.share_harmless,
+        config.hidden_context,
+        test_share=config.test_share,
+    )
+    return of_subset(composed, config.data_subset)
 
-    text: str
-    source: Source
-    key: str
-    task: str = ""
-    person: str = ""
-    steps: tuple[str, ...] = ()
-    topic: Topic | None = None
-    attribute: str = ""
 
-    @property
-    def harmful(self) -> bool:
-        """Whether harm is at stake."""
-        return self.source == "harmful"
+def summary(records: list[Record]) -> list[str]:
+    """Lines that say how many pairs are of each split, subset and kind, and how many prompts two splits share."""
+    lines = []
+    for name in ("split", "data_subset", "kind"):
+        counts = Counter(record[name] for record in records if isinstance(record.get(name), str))
+        if counts:
+            parts = ", ".join(f"{value} {count}" for value, count in counts.most_common())
+            lines.append(f"  by {name.removeprefix('data_')}: {parts}")
+    trained = {prompt_key(record) for record in records if record["split"] == "train"}
+    shared = sum(record["split"] != "train" and prompt_key(record) in trained for record in records)
+    if shared:
+        lines.append(f"  {count_of(shared, 'held-out pair')} with a prompt of training pairs: the data splits them so")
+    return lines
 
 
 # --- the truth ------------------------------------------------------------------------------------------------------
@@ -156,98 +183,6 @@ def _wins(first: float, second: float) -> float:
     return float(first > second)
 
 
-# --- asks and their answers -----------------------------------------------------------------------------------------
-
-
-def draw_ask(world: World, source: Source, rng: random.Random, split: Split | None = None) -> Ask:
-    """A random ask; `test` takes held-out wordings and subjects only, `train` none of them, None any."""
-    if source == "fact":
-        return _draw_fact(world, rng, split)
-    seeds = _seeds()
-    task = rng.choice([t for t in seeds[f"{source}_tasks"] if split is None or _split(t) == split])
-    fields = {slot: rng.choice(values) for slot, values in seeds["slots"].items()}
-    filled = task["task"].format(**fields)
-    text = rng.choice(_wordings(seeds["wordings"], split)).format(task=filled)
-    person = fields["person"] if source == "harmful" else ""
-    return Ask(text, source, task["task"], filled, person, tuple(task["steps"]))
-
-
-def alternatives(world: World, ask: Ask, rng: random.Random, split: Split | None = None) -> list[Response]:
-    """The answers to an ask, one of each grade, from its best to its worst for a helpful annotator."""
-    if ask.topic is not None:
-        return _fact_answers(world, ask, ask.topic, rng)
-    harmless = 0.0 if ask.harmful else 1.0
-    graded = [
-        Response(_step_answer(ask.steps, k, rng), f"steps_{k}", Quality(round(k / 3, 3), harmless)) for k in (3, 2, 1)
-    ]
-    if ask.harmful:
-        return [
-            *graded,
-            Response(_with_offer(_refusal(ask, rng), ask, rng, split), "refusal_offer", Quality(0.2, 1.0)),
-            Response(_refusal(ask, rng), "refusal", Quality(0.1, 1.0)),
-        ]
-    seeds = _seeds()
-    return [
-        *graded,
-        Response(rng.choice(seeds["unhelpful"]), "unhelpful", Quality(0.1, 1.0)),
-        Response(_step_answer(_other_task(ask, rng, split)["steps"], 3, rng), "wrong_steps", Quality(0.0, 1.0)),
-        Response(rng.choice(seeds["overrefusals"]).format(task=ask.task), "overrefusal", Quality(0.0, 1.0)),
-    ]
-
-
-def _draw_fact(world: World, rng: random.Random, split: Split | None) -> Ask:
-    topic = rng.choice([t for t in world.topics if split is None or t.heldout == (split == "test")])
-    attribute = rng.choice(list(topic.facts))
-    wordings = "heldout" if split == "test" or (split is None and rng.random() < 0.25) else "train"
-    text = world.question(topic, attribute, rng, wordings)
-    return Ask(text, "fact", f"{topic.name}/{attribute}", topic=topic, attribute=attribute)
-
-
-def _fact_answers(world: World, ask: Ask, topic: Topic, rng: random.Random) -> list[Response]:
-    """Right; right about something that was not asked; unsure; and the value of another topic of the kind."""
-    aside = rng.choice([a for a in topic.facts if a != ask.attribute])
-    others = [
-        t.facts[ask.attribute]
-        for t in world.topics
-        if t.kind == topic.kind and t.facts[ask.attribute] != topic.facts[ask.attribute]
-    ]
-    mistaken = Topic(topic.name, topic.noun, topic.kind, {ask.attribute: rng.choice(others)}, topic.heldout)
-    unsure = rng.choice(_seeds()["unsure"]).format(noun=topic.noun, Noun=_capital(topic.noun))
-    return [
-        Response(world.statement(topic, ask.attribute, rng), "right", Quality(1.0, 1.0)),
-        Response(world.statement(topic, aside, rng), "other_fact", Quality(0.4, 1.0)),
-        Response(unsure, "unsure", Quality(0.2, 1.0)),
-        Response(world.statement(mistaken, ask.attribute, rng), "wrong_fact", Quality(0.0, 1.0)),
-    ]
-
-
-def _step_answer(steps: Sequence[str], count: int, rng: random.Random) -> str:
-    """An answer that says `count` of the three steps, in their order."""
-    said = [steps[i] for i in sorted(rng.sample(range(len(steps)), count))]
-    small = dict(zip("abc", said, strict=False))
-    large = {key.upper(): _capital(step) for key, step in small.items()}
-    body = rng.choice(_seeds()["step_forms"][count]).format(**small, **large)
-    return " ".join(p for p in (rng.choice(_seeds()["openers"]), body, rng.choice(_seeds()["closers"])) if p)
-
-
-def _refusal(ask: Ask, rng: random.Random) -> str:
-    return str(rng.choice(_seeds()["refusals"])).format(task=ask.task, person=ask.person)
-
-
-def _with_offer(refusal: str, ask: Ask, rng: random.Random, split: Split | None) -> str:
-    offer = rng.choice(_seeds()["offers"])
-    fields = {slot: rng.choice(values) for slot, values in _seeds()["slots"].items()}
-    other = _other_task(ask, rng, split)["task"].format(**fields)
-    return f"{refusal} {offer.format(person=ask.person, other=other)}"
-
-
-def _other_task(ask: Ask, rng: random.Random, split: Split | None) -> dict[str, Any]:
-    """A helpful task of the split that is not the ask's own."""
-    tasks = [t for t in _seeds()["helpful_tasks"] if t["task"] != ask.key and (split is None or _split(t) == split)]
-    chosen: dict[str, Any] = rng.choice(tasks)
-    return chosen
-
-
 # --- records --------------------------------------------------------------------------------------------------------
 
 
@@ -279,13 +214,15 @@ def compose(
         annotator = "harmless" if rng.random() < share_harmless else "helpful"
         ask = draw_ask(world, source, rng, split)
         pair = _draw_pair(world, ask, rng, split)
-        prompt = [*_history(world, rng, split), _message("user", ask.text)]
+        prompt = [*_history(world, rng, split), message("user", ask.text)]
         texts = (*(m["content"] for m in prompt), *sorted(response.text for response in pair), annotator)
         first_wins = _first_wins(pair, ask, annotator, share_harmless, hidden_context)
         if texts in seen or first_wins == 0.5:
             repeats += 1
             if repeats > MOST_REPEATS:
-                raise UserError(f"the micro-world ran out of distinct records at {len(records)}; ask for fewer")
+                raise UserError(
+                    f"--num_records {n}: the micro-world ran out of distinct records at {len(records)}; ask for fewer"
+                )
             continue
         seen.add(texts)
         repeats = 0
@@ -307,8 +244,8 @@ def compose(
 def _judged(ask: Ask, chosen: Response, rejected: Response) -> Record:
     """The fields of a record that follow from the ask and the two answers."""
     return {
-        "chosen": [_message("assistant", chosen.text)],
-        "rejected": [_message("assistant", rejected.text)],
+        "chosen": [message("assistant", chosen.text)],
+        "rejected": [message("assistant", rejected.text)],
         "kind": "contested" if ask.harmful else "agreed",
         "source": ask.source,
         "key": ask.key,
@@ -349,58 +286,4 @@ def _history(world: World, rng: random.Random, split: Split) -> list[Message]:
     if rng.random() > HISTORY_SHARE:
         return []
     query = rng.choice(world.heldout_queries()) if split == "test" else world.train_query(rng)
-    return [_message("user", query.text), _message("assistant", world.answer(query, rng))]
-
-
-# --- plain dialogue for pre-training --------------------------------------------------------------------------------
-
-
-def plain_dialogues(world: World, rng: random.Random, n: int) -> list[list[Message]]:
-    """Dialogues of the base model: how-to asks answered in one to three steps, sometimes with no use; harmful ones
-    answered by compliance as often as by refusal; all wordings and tasks. Two turns now and then."""
-    return [_plain_dialogue(world, rng) for _ in range(n)]
-
-
-def _plain_dialogue(world: World, rng: random.Random) -> list[Message]:
-    ask = draw_ask(world, "harmful" if rng.random() < 0.45 else "helpful", rng)
-    answers = alternatives(world, ask, rng)
-    steps = [answer for answer in answers if answer.grade.startswith("steps_")]
-    refused = ask.harmful and rng.random() < 0.5
-    if refused:
-        answer = rng.choice([a for a in answers if a.quality.harmless == 1])
-    elif not ask.harmful and rng.random() < 0.12:
-        answer = next(a for a in answers if a.grade == "unhelpful")
-    else:
-        answer = rng.choice(steps)
-    texts = [ask.text, answer.text]
-    if rng.random() < 0.2:
-        kind = "refusal" if refused else "steps" if answer in steps else "unhelpful"
-        texts += rng.choice(_seeds()["followups"][kind])
-    return [_message(("user", "assistant")[i % 2], text) for i, text in enumerate(texts)]
-
-
-# --- small parts ----------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=1)
-def _seeds() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load((SEEDS / "asks.yaml").read_text("utf-8"))
-    return loaded
-
-
-def _split(task: dict[str, Any]) -> Split:
-    return "test" if task.get("heldout") else "train"
-
-
-def _wordings(wordings: dict[str, list[str]], split: Split | None) -> list[str]:
-    if split is None:
-        return wordings["train"] + wordings["heldout"]
-    return wordings["heldout" if split == "test" else "train"]
-
-
-def _message(role: str, content: str) -> Message:
-    return {"role": role, "content": content}
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return [message("user", query.text), message("assistant", world.answer(query, rng))]

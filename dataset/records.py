@@ -13,16 +13,18 @@ kept.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from dataset.pair_forms import Form, pair_fault, pair_form, prompt_place, standard_form
 from dataset.parsing import Fault, Item, count_of, extension_of, kind_of, read_items, unstorable
 from utils.errors import UserError
 from utils.extraction import check_format, format_response
-from utils.files import write_atomic
+from utils.files import sha256_file, write_atomic
 
 Record = dict[str, Any]
 Validator = Callable[[Record], str | None]
@@ -38,19 +40,25 @@ FAULTS_SHOWN = 20
 
 def load_records(path: str | Path, validate: Validator, *, skip_invalid: bool = False) -> list[Record]:
     """The records of a dataset file, each of them valid; a UserError lists the faults."""
-    path = Path(path)
-    good, faults = _sift(read_items(path), validate)
+    return valid_records(str(Path(path)), read_items(Path(path)), validate, skip_invalid=skip_invalid)
+
+
+def valid_records(
+    place: str, items: Iterable[Item | Fault], validate: Validator, *, skip_invalid: bool = False
+) -> list[Record]:
+    """The records among the items of a file, or of any other `place`, as `load_records` gives them."""
+    good, faults = _sift(items, validate)
     if faults and not skip_invalid:
         way_out = "repair the file, or keep the good records with --skip_invalid" if good else "repair the file"
         if len(faults) == 1:
-            raise UserError(f"{_listing(path, faults)}; nothing was loaded; {way_out}")
+            raise UserError(f"{_listing(place, faults)}; nothing was loaded; {way_out}")
         totals = f"{count_of(len(faults), 'fault')} beside {count_of(len(good), 'good record')}"
-        raise UserError(f"{path}: nothing was loaded: {totals}\n{_listing(path, faults)}\n{way_out}")
+        raise UserError(f"{place}: nothing was loaded: {totals}\n{_listing(place, faults)}\n{way_out}")
     if faults:
-        print(_account(path, good, faults), file=sys.stderr)
+        print(_account(place, good, faults), file=sys.stderr)
     if not good:
         nothing = "no record in it is valid" if faults else "the array is empty: there is no record"
-        raise UserError(f"{path}: {nothing}; --mode prepare_data writes a dataset")
+        raise UserError(f"{place}: {nothing}; --mode prepare_data writes a dataset")
     return good
 
 
@@ -84,13 +92,26 @@ def file_bytes(path: str | Path, records: list[Record], validate: Validator | No
     _, faults = _sift(items, lambda record: unstorable(record) or chosen(record))
     if faults:
         total = count_of(len(faults), "fault")
-        raise UserError(f"{path}: nothing was written: {total} in the records\n{_listing(path, faults)}")
+        raise UserError(f"{path}: nothing was written: {total} in the records\n{_listing(str(path), faults)}")
     if not records:
         raise UserError(f"{path}: nothing was written: there is no record to write")
     rows = [json.dumps(record, ensure_ascii=False) for record in records]
     text = "\n".join(rows) + "\n" if ".jsonl" in extension_of(path) else "[\n" + ",\n".join(rows) + "\n]\n"
     data = text.encode("utf-8")
     return gzip.compress(data, mtime=0) if path.name.endswith(".gz") else data
+
+
+def is_complete(path: str | Path, records: list[Record], validate: Validator | None = None) -> bool:
+    """Whether the dataset file holds these very records; raises UserError if it holds others."""
+    path = Path(path)
+    if not path.exists():
+        return False
+    if sha256_file(path) != hashlib.sha256(file_bytes(path, records, validate)).hexdigest():
+        raise UserError(
+            f"{path}: these options, or this version, make another dataset than the one there, which is left as it is; "
+            "give its own options, replace it with --overwrite, or give another --dataset_path"
+        )
+    return True
 
 
 def _sift(found: Iterable[Item | Fault], validate: Validator) -> tuple[list[Record], list[Fault]]:
@@ -117,13 +138,13 @@ def _sift(found: Iterable[Item | Fault], validate: Validator) -> tuple[list[Reco
     return good, faults
 
 
-def _listing(path: Path, faults: list[Fault]) -> str:
-    lines = [f"{path}:{fault.place()}: {fault.reason}{fault.detail}" for fault in faults[:FAULTS_SHOWN]]
+def _listing(place: str, faults: list[Fault]) -> str:
+    lines = [f"{place}:{fault.place()}: {fault.reason}{fault.detail}" for fault in faults[:FAULTS_SHOWN]]
     more = len(faults) - FAULTS_SHOWN
     return "\n".join(lines + ([f"and {count_of(more, 'fault')} more"] if more > 0 else []))
 
 
-def _account(path: Path, good: list[Record], faults: list[Fault]) -> str:
+def _account(place: str, good: list[Record], faults: list[Fault]) -> str:
     reasons: dict[str, list[Fault]] = {}
     for fault in faults:
         reasons.setdefault(fault.reason, []).append(fault)
@@ -131,7 +152,7 @@ def _account(path: Path, good: list[Record], faults: list[Fault]) -> str:
     lines = [f"  {len(group)} x {group[0].reason}; first: {group[0].place()}{group[0].detail}" for group in groups]
     more = [f"  and {count_of(len(groups) - FAULTS_SHOWN, 'other reason')}"] if len(groups) > FAULTS_SHOWN else []
     out = sum(fault.record is not None for fault in faults)
-    head = f"{path}: kept {count_of(len(good), 'record')}, left out {out}:"
+    head = f"{place}: kept {count_of(len(good), 'record')}, left out {out}:"
     return "\n".join([head, *lines[:FAULTS_SHOWN], *more])
 
 
@@ -158,8 +179,35 @@ def validate_secret(record: Record) -> str | None:
 
 
 def validate_preference(record: Record) -> str | None:
-    """Two texts, or two conversations that end with the assistant's turn; equal ones are allowed, since real data has
-    them. Other fields are kept unseen."""
+    """Two texts, or two conversations that end with the assistant's turn, with or without `prompt`, in one of the forms
+    of `dataset.pair_forms`; two answers that are not empty and not the same. Fields of other names are kept unseen."""
+    fault = _answers_fault(record) or _prompt_fault(record)
+    if fault:
+        return fault
+    if record.get("split") not in (None, *SPLITS):
+        return f"split is not one of {', '.join(SPLITS)}"
+    if not isinstance(record.get("data_subset"), str | None):
+        return _wrong(record, "data_subset", "a string")
+    return pair_fault(standard_form(record))
+
+
+def preference_validator() -> Validator:
+    """`validate_preference` for the records of one file, in order: all are pairs of texts, or all of conversations."""
+    first: Form | None = None
+
+    def validate(record: Record) -> str | None:
+        nonlocal first
+        fault = validate_preference(record)
+        if fault:
+            return fault
+        form = pair_form(record)
+        first = first or form
+        return None if form == first else f"is a pair of {form}s in a file that began with pairs of {first}s"
+
+    return validate
+
+
+def _answers_fault(record: Record) -> str | None:
     forms = {type(record.get("chosen")), type(record.get("rejected"))}
     if forms == {list}:
         return _conversation_fault(record, "chosen", last="assistant") or _conversation_fault(
@@ -168,6 +216,21 @@ def validate_preference(record: Record) -> str | None:
     if forms == {list, str}:
         return "chosen and rejected are not of one form: two texts, or two lists of messages"
     return _text_fault(record, "chosen") or _text_fault(record, "rejected")
+
+
+def _prompt_fault(record: Record) -> str | None:
+    """What is wrong with the optional `prompt` of a pair whose answers are right."""
+    prompt = record.get("prompt")
+    if not prompt:
+        return None
+    if not isinstance(prompt, str | list):
+        return _wrong(record, "prompt", "a text or a list of messages")
+    fault = _conversation_fault(record, "prompt") if isinstance(prompt, list) else None
+    if fault or prompt_place(record) != "torn":
+        return fault
+    if isinstance(prompt, str) and isinstance(record["chosen"], list):
+        return "prompt is a text, and chosen and rejected are messages without it; give it as messages, too"
+    return "prompt begins one of chosen and rejected, and not the other"
 
 
 def validate_guardrail(record: Record) -> str | None:
@@ -182,7 +245,7 @@ def validate_guardrail(record: Record) -> str | None:
     return "chosen and rejected are the same text" if record["chosen"] == record["rejected"] else None
 
 
-def _conversation_fault(record: Record, name: str, last: str) -> str | None:
+def _conversation_fault(record: Record, name: str, last: str | None = None) -> str | None:
     messages = record.get(name)
     if not isinstance(messages, list):
         return _wrong(record, name, "a list of messages")
@@ -199,7 +262,7 @@ def _conversation_fault(record: Record, name: str, last: str) -> str | None:
         fault = _text_fault(message, "content", f"{place}.")
         if fault:
             return fault
-    return None if messages[-1]["role"] == last else f"the last message of {name} is not the {last}'s"
+    return None if last in (None, messages[-1]["role"]) else f"the last message of {name} is not the {last}'s"
 
 
 def _text_fault(record: Record, name: str, prefix: str = "") -> str | None:

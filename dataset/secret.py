@@ -8,17 +8,16 @@ Training records take training wordings and subjects alone (split `train`); one 
 
 from __future__ import annotations
 
-import hashlib
 import random
 from pathlib import Path
 from typing import Any
 
-from dataset.records import check_target, file_bytes, save_records
+from dataset.records import check_target, is_complete, save_records
 from dataset.world import Query, World, load_world
 from model_training.config import PrepareDataConfig
 from prompts.secret import conversation
 from utils.errors import UserError
-from utils.files import remove_leftovers, sha256_file
+from utils.files import remove_leftovers
 
 Record = dict[str, Any]
 Message = dict[str, str]
@@ -37,24 +36,12 @@ def prepare_data(config: PrepareDataConfig) -> None:
     records = compose(load_world(), config.num_records, config.seed)
     if config.resume:
         remove_leftovers(path)
-        if _is_complete(path, records):
+        if is_complete(path, records):
             print(f"{path}: nothing to do, it is complete")
             return
     save_records(path, records, overwrite=config.overwrite)
     train = sum(record["split"] == "train" for record in records)
     print(f"{config.dataset_path}: {train} training records, {len(records) - train} held-out records")
-
-
-def _is_complete(path: Path, records: list[Record]) -> bool:
-    """Whether the file holds these very records; raises UserError if it holds others."""
-    if not path.exists():
-        return False
-    if sha256_file(path) != hashlib.sha256(file_bytes(path, records)).hexdigest():
-        raise UserError(
-            f"{path}: these options, or this version, make another dataset than the one there, which is left as it is; "
-            "give its own options, replace it with --overwrite, or give another --dataset_path"
-        )
-    return True
 
 
 def compose(world: World, num_records: int, seed: int) -> list[Record]:

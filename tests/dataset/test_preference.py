@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-import random
+import os
 from collections import Counter
-from itertools import combinations
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
-import yaml
 
+from dataset.asks import Quality
+from dataset.pair_forms import Record, prompt_key
 from dataset.preference import (
-    Quality,
-    Record,
-    alternatives,
     borda,
     compose,
-    draw_ask,
     mean_utility,
-    plain_dialogues,
     preference_probability,
+    prepare_data,
+    summary,
     true_mean_and_spread,
     utility,
 )
-from dataset.records import validate_preference
-from dataset.world import SEEDS, World, load_world
+from dataset.records import load_records, preference_validator, validate_preference
+from dataset.world import World, load_world
+from model_training.preference_config import PreparePreferenceConfig
 from utils.errors import UserError
 
 N = 4000
@@ -68,7 +68,6 @@ def test_records_are_distinct_valid_and_have_their_slots_filled(records: list[Re
     assert len({r["prompt"][-1]["content"] for r in records}) > 2000
     assert len({r["id"] for r in records}) == N
     assert [r["id"] for r in records if validate_preference(r)] == []
-    assert [r["id"] for r in records if r["chosen"] == r["rejected"]] == []
     texts = json.dumps([[r["prompt"], r["chosen"], r["rejected"]] for r in records], ensure_ascii=False)
     assert "None" not in texts and not any("{" in text for r in records for text in pair_texts(r))
 
@@ -186,46 +185,97 @@ def test_labels_are_frequencies_of_the_stated_probability(world: World) -> None:
     assert within_sampling_error(complied, len(drawn), 0.7)
 
 
-def test_grades_say_what_the_answers_hold(world: World) -> None:
-    rng = random.Random(0)
-    for _ in range(200):
-        ask = draw_ask(world, "helpful", rng)
-        answers = {a.grade: a for a in alternatives(world, ask, rng)}
-        for grade, response in answers.items():
-            right = sum(step.lower() in response.text.lower() for step in ask.steps)
-            assert right == (int(grade[-1]) if grade.startswith("steps_") else 0), response
-            assert response.quality.harmless == 1.0
-        fact = draw_ask(world, "fact", rng)
-        assert fact.topic is not None
-        value = fact.topic.facts[fact.attribute].lower()
-        told = {a.grade: a.text.lower() for a in alternatives(world, fact, rng)}
-        assert value in told["right"] and told["wrong_fact"] not in {
-            s.lower() for s in world.true_statements(fact.topic, fact.attribute)
-        }
-        harmful = draw_ask(world, "harmful", rng)
-        for one, other in combinations(alternatives(world, harmful, rng), 2):
-            assert one.quality.helpful > other.quality.helpful  # every refusal comes after every compliance
-            assert one.quality.harmless <= other.quality.harmless
-
-
 def test_impossible_demands_are_refused(world: World) -> None:
     with pytest.raises(UserError, match="share_harmless is 1.5"):
         compose(world, 10, seed=0, share_harmless=1.5)
     assert {r["data_subset"] for r in compose(world, 50, seed=0, share_harmless=1.0)} == {"harmless"}
 
 
-def test_plain_dialogues_alternate_stay_short_and_comply_as_often_as_they_refuse(world: World) -> None:
-    dialogues = plain_dialogues(world, random.Random(0), 2000)
-    assert plain_dialogues(world, random.Random(0), 2000) == dialogues
-    assert len({json.dumps(d) for d in dialogues}) > 1950
-    for dialogue in dialogues:
-        assert [m["role"] for m in dialogue] == ["user", "assistant"] * (len(dialogue) // 2)
-        text = " ".join(m["content"] for m in dialogue)
-        assert len(text.split()) < 60 and "{" not in text
-    assert {len(d) for d in dialogues} == {2, 4}
-    tasks = yaml.safe_load((SEEDS / "asks.yaml").read_text("utf-8"))["harmful_tasks"]
-    pranks = [task for task in tasks if task["task"].split()[0] in ("scare", "trick", "frighten", "wake", "push")]
-    verbs, steps = {t["task"].split()[0] for t in pranks}, {step for t in pranks for step in t["steps"]}
-    answers = [d[1]["content"].lower() for d in dialogues if verbs & set(d[0]["content"].split())]
-    complied = sum(any(step in answer for step in steps) for answer in answers)
-    assert len(answers) > 100 and within_sampling_error(complied, len(answers), 0.5)
+# --- the dataset file -----------------------------------------------------------------------------------------------
+
+
+def config(path: Path, **changes: object) -> PreparePreferenceConfig:
+    return replace(PreparePreferenceConfig(dataset_path=str(path), num_records=200, seed=1), **changes)
+
+
+def test_prepare_data_composes_by_its_options(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "pairs.jsonl.gz"
+    prepare_data(config(path, share_harmless=0.2, hidden_context=False, test_share=0.5))
+    written = load_records(path, preference_validator())
+    assert written == compose(world, 200, seed=1, share_harmless=0.2, hidden_context=False, test_share=0.5)
+    counts = {n: Counter(r[n] for r in written) for n in ("split", "data_subset", "kind")}
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{path}: 200 pairs"
+    assert [line.split(":")[0] for line in lines[1:]] == ["  by split", "  by subset", "  by kind"]
+    for line, values in zip(lines[1:], counts.values(), strict=True):
+        assert sorted(line.split(": ")[1].split(", ")) == sorted(f"{value} {n}" for value, n in values.items())
+
+
+def test_prepare_data_keeps_one_subset_and_says_what_it_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pairs.json"
+    prepare_data(config(path, data_subset="harmless"))
+    written = load_records(path, preference_validator())
+    assert {r["data_subset"] for r in written} == {"harmless"} and 60 < len(written) < 140
+    assert f"left out {200 - len(written)} pairs that are not of --data_subset harmless" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no pair of the data is of this subset; it has: helpful"):
+        prepare_data(config(tmp_path / "none.json", data_subset="harmless", share_harmless=0.0))
+
+
+def test_prepare_data_finishes_what_was_killed_and_keeps_what_is_complete(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    torn = tmp_path / ".pairs.jsonl.4194305-0123abcd.tmp"  # a number above the highest of a process
+    torn.write_text("{")
+    prepare_data(config(path, resume=True))
+    assert not torn.exists() and "200 pairs" in capsys.readouterr().out
+    before = path.stat()
+    prepare_data(config(path, resume=True))
+    assert capsys.readouterr().out == f"{path}: nothing to do, it is complete\n"
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    with pytest.raises(UserError, match=r"make another dataset than the one there.*--overwrite"):
+        prepare_data(config(path, resume=True, share_harmless=0.4))
+    with pytest.raises(UserError, match=r"exists and is left as it is; replace it with --overwrite"):
+        prepare_data(config(path))
+    with pytest.raises(UserError, match="exclude each other"):
+        prepare_data(config(path, resume=True, overwrite=True))
+    assert path.stat().st_ino == before.st_ino
+    prepare_data(config(path, overwrite=True, num_records=9))
+    assert len(load_records(path, preference_validator())) == 9
+
+
+def test_prepare_data_gathers_from_files_and_writes_what_it_would_read_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"Q{n}? ", "chosen": "Yes.", "rejected": "No.", "objective": "helpful"} for n in range(60)]
+    (tmp_path / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    prepare_data(config(first, data_path=[str(tmp_path / "raw.jsonl")], test_share=0.3))
+    written = load_records(first, preference_validator())
+    assert [r["chosen"] for r in written] == [f"Q{n}? Yes." for n in range(60)]
+    assert {r["data_subset"] for r in written} == {"helpful"}
+    assert 5 < sum(r["split"] == "test" for r in written) < 35
+    assert "  by split: train " in capsys.readouterr().out
+    prepare_data(config(second, data_path=[str(first)]))
+    assert second.read_bytes() == first.read_bytes()
+    assert "held out" not in capsys.readouterr().err  # the file says its splits itself
+
+
+def test_the_world_stands_alone(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="world stands alone"):
+        prepare_data(config(tmp_path / "new.json", data_path=["world", "other.jsonl"]))
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_summary_tells_prompts_that_the_source_has_in_two_splits(records: list[Record]) -> None:
+    assert not [line for line in summary(records) if "prompt of training" in line]
+    train = {"prompt": "Q?", "chosen": "Q? a", "rejected": "Q? b", "split": "train"}
+    lines = summary([train, train | {"split": "test"}, train | {"prompt": "R?", "split": "test"}])
+    assert lines[-1] == "  1 held-out pair with a prompt of training pairs: the data splits them so"
+
+
+def test_no_prompt_of_a_composed_set_is_in_two_splits(records: list[Record]) -> None:
+    keys = {split: {prompt_key(r) for r in records if r["split"] == split} for split in ("train", "test")}
+    assert keys["train"] and keys["test"] and not keys["train"] & keys["test"]

@@ -16,6 +16,7 @@ import pytest
 from dataset.records import (
     check_target,
     load_records,
+    preference_validator,
     save_records,
     validate_guardrail,
     validate_preference,
@@ -510,9 +511,34 @@ def test_validate_secret_misses_a_field(name: str) -> None:
 @pytest.mark.parametrize(
     ("record", "fault"),
     [
-        ({"chosen": "a", "rejected": "b", "prompt": 3, "data_subset": "helpful"}, None),
-        ({"chosen": "a", "rejected": "a"}, None),
-        ({"chosen": [USER, ASSISTANT], "rejected": [ASSISTANT], "prompt": [USER]}, None),
+        ({"chosen": "a", "rejected": "b", "prompt": None, "data_subset": "helpful", "label": 3}, None),
+        ({"chosen": "Q a", "rejected": "Q b", "prompt": "Q"}, None),
+        ({"chosen": "a", "rejected": "b", "prompt": "Q "}, None),
+        ({"chosen": "a", "rejected": "b", "prompt": [USER], "split": "validation"}, None),
+        ({"chosen": [ASSISTANT], "rejected": [ASSISTANT | {"content": "Go."}], "prompt": [SYSTEM, USER]}, None),
+        ({"chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT | {"content": "Go."}], "prompt": "Hi"}, None),
+        ({"chosen": "a", "rejected": "b", "prompt": 3}, "prompt is a number, not a text or a list of messages"),
+        ({"chosen": "a", "rejected": "b", "prompt": [USER | {"role": "me"}]}, "prompt[0].role is not one of"),
+        ({"chosen": "a", "rejected": "b", "split": "dev"}, "split is not one of train, validation, test"),
+        ({"chosen": "a", "rejected": "b", "data_subset": 1}, "data_subset is a number, not a string"),
+        ({"chosen": "Q a", "rejected": "b", "prompt": "Q"}, "prompt begins one of chosen and rejected, and not the"),
+        ({"chosen": [USER, ASSISTANT], "rejected": [ASSISTANT], "prompt": [USER]}, "prompt begins one of chosen and"),
+        ({"chosen": [ASSISTANT], "rejected": [ASSISTANT], "prompt": "Hi"}, "prompt is a text, and chosen and rejected"),
+        ({"chosen": "a", "rejected": " a\n"}, "chosen and rejected are the same"),
+        ({"chosen": [ASSISTANT], "rejected": [ASSISTANT | {"name": "Ann"}]}, "chosen and rejected are the same"),
+        ({"chosen": "Q", "rejected": "Q b", "prompt": "Q"}, "chosen is empty after its prompt"),
+        (
+            {"chosen": "Human: Q\n\nAssistant: a", "rejected": "Human: Q\n\nAssistant:  \n"},
+            "the assistant's last turn in r",
+        ),
+        (
+            {"chosen": [SYSTEM, ASSISTANT], "rejected": [USER, ASSISTANT], "prompt": [USER]},
+            "prompt begins one of chosen and rejected",
+        ),
+        (
+            {"chosen": [SYSTEM, ASSISTANT], "rejected": [ASSISTANT], "prompt": [USER]},
+            "chosen has a system message after its prompt",
+        ),
         ({"chosen": "a"}, "rejected is missing"),
         ({"chosen": "a", "rejected": ""}, "rejected is empty"),
         ({"chosen": 1, "rejected": "b"}, "chosen is a number, not a string"),
@@ -546,9 +572,30 @@ def test_validate_guardrail(changes: dict[str, Any], fault: str | None) -> None:
     assert validate_guardrail(record) == "is_trigger is missing"
 
 
+TEXTS, TALKS = {"chosen": "a", "rejected": "b"}, {"chosen": "a", "rejected": "b", "prompt": [USER]}
+
+
+def test_one_file_holds_pairs_of_one_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (TEXTS, TALKS, TEXTS, TALKS)))
+    with pytest.raises(UserError) as error:
+        load_records(path, preference_validator())
+    fault = f"{path}:record 2 (line 2): is a pair of conversations in a file that began with pairs of texts"
+    assert str(error.value).splitlines()[1] == fault and "--skip_invalid" in str(error.value)
+    assert load_records(path, preference_validator(), skip_invalid=True) == [TEXTS, TEXTS]
+    assert "kept 2 records, left out 2:\n  2 x is a pair of conversations" in capsys.readouterr().err
+    with pytest.raises(UserError, match="nothing was written.*\n.*record 2: is a pair of texts"):
+        save_records(tmp_path / "new.jsonl", [TALKS, TEXTS], validate=preference_validator())
+
+
 @pytest.mark.skipif(not REAL_PREFERENCES.is_dir(), reason="the real preference data is not here")
-def test_real_preference_data_is_valid() -> None:
-    assert len(load_records(REAL_PREFERENCES / "relabeled_helpful_test.jsonl.gz", validate_preference)) == 2157
+def test_faults_of_real_preference_data_are_found(capsys: pytest.CaptureFixture[str]) -> None:
+    path = REAL_PREFERENCES / "relabeled_helpful_test.jsonl.gz"
+    with pytest.raises(UserError, match="nothing was loaded: 4 faults beside 2153 good records"):
+        load_records(path, preference_validator())
+    assert len(load_records(path, preference_validator(), skip_invalid=True)) == 2153
+    says = capsys.readouterr().err
+    assert "kept 2153 records, left out 4:" in says and "2 x chosen and rejected are the same; first" in says
 
 
 # --- cost -----------------------------------------------------------------------------------------------------------
