@@ -10,6 +10,8 @@ Completions of one prompt resemble each other, so the unit that is resampled is 
 - where all prompts agree, a bootstrap of 0/1 values would claim certainty; Wilson over the prompts stands in, and for
   a difference the share of prompts that may differ after all, z2 / (P + z2).
 - distinct things among all things (drawing with replacement would shrink that): the jackknife of `distinct_share`.
+- any other statistic of independent units, such as r2 over pairs: `bootstrap`, by the units' indices.
+- an area under the ROC curve: Newcombe's score interval of `auroc`, which also holds where nothing overlaps.
 
 A prompt's values come as `(sum, count)`: `Cells` is an array of shape (P, 2). n = 0 gives the value None; of a single
 prompt's mean no interval can be told: None.
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -28,6 +30,7 @@ from numpy.typing import NDArray
 
 Estimate = dict[str, float | int | None]
 Cells = NDArray[np.float64]
+Indices = NDArray[np.int64]
 Groups = Sequence[Sequence[Hashable]]
 """The things seen, one sequence a prompt."""
 
@@ -93,6 +96,69 @@ def difference(first: Cells, second: Cells, seed: int, is_rate: bool = False) ->
     draws = _draws(prompts, seed)
     low, high = _interval(_ratios(draws, first) - _ratios(draws, second)) if prompts > 1 else (None, None)
     return {"value": value, "n": prompts, "low": low, "high": high}
+
+
+def bootstrap(statistic: Callable[[Indices], float], units: int, seed: int, n: int | None = None) -> Estimate:
+    """Any statistic of independent units, given as a function of the indices of a draw, with its bootstrap interval.
+
+    Draws on which it is not finite are left out; there is no interval where they are more than half. `n` is what the
+    estimate counts, by default the units. The same units and seed give the same draws, so differences are paired.
+    """
+    if units == 0:
+        return dict(NOTHING)
+    value = float(statistic(np.arange(units)))
+    if not math.isfinite(value):
+        return dict(NOTHING)
+    rng = np.random.default_rng([seed, units])
+    drawn = np.array([statistic(rng.integers(units, size=units)) for _ in range(RESAMPLES if units > 1 else 0)])
+    finite = drawn[np.isfinite(drawn)]
+    low, high = _interval(finite) if len(finite) > RESAMPLES / 2 else (None, None)
+    return {"value": value, "n": units if n is None else n, "low": low, "high": high}
+
+
+def spearman(first: Cells, second: Cells) -> float:
+    """Rank correlation, ties at their mean rank; NaN where either does not vary. (N,) and (N,)."""
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(values) for values in (first, second)]
+    centered = [of_one - of_one.mean() for of_one in ranks]
+    norms = [math.sqrt(float((of_one**2).sum())) for of_one in centered]
+    return float((centered[0] * centered[1]).sum()) / (norms[0] * norms[1]) if all(norms) else math.nan
+
+
+def auroc(positives: Cells, negatives: Cells) -> Estimate:
+    """P(a positive scores above a negative), a tie 1/2: scores (M,) and (N,). n counts both.
+
+    Interval: the values t with |t - value| <= z sqrt(V(t)), V Hanley and McNeil's variance with (M + N) / 2 for either
+    number: t (1-t) (1 + ((M + N) / 2 - 1) ((1-t) / (2-t) + t / (1+t))) / (M N). Newcombe 2006, method 5 (Statistics in
+    Medicine 25:559).
+    """
+    from scipy.stats import rankdata
+
+    above, below = len(positives), len(negatives)
+    if above == 0 or below == 0:
+        return dict(NOTHING)
+    ranks = rankdata(np.concatenate([positives, negatives]))[:above]
+    value = float(ranks.sum() - above * (above + 1) / 2) / (above * below)
+
+    def is_outside(t: float) -> bool:
+        spread = 1 + ((above + below) / 2 - 1) * ((1 - t) / (2 - t) + t / (1 + t))
+        return (t - value) ** 2 > Z * Z * t * (1 - t) * spread / (above * below)
+
+    return {
+        "value": value,
+        "n": above + below,
+        "low": _boundary(is_outside, 0.0, value),
+        "high": _boundary(is_outside, 1.0, value),
+    }
+
+
+def _boundary(is_outside: Callable[[float], bool], outside: float, inside: float) -> float:
+    """Where the interval ends, by bisection; the end of the scale where that lies within."""
+    for _ in range(60):
+        middle = (outside + inside) / 2
+        outside, inside = (middle, inside) if is_outside(middle) else (outside, middle)
+    return inside
 
 
 def distinct_share(groups: Groups) -> Estimate:
