@@ -80,7 +80,7 @@ def train(config: TrainPreferenceConfig) -> None:
             print(f"Nothing to do: the run in {run} is done, its reward model is in {run / FOLDER}.")
             return
         model = _trained(config, tokenizer, pairs, held_out_pairs, run, interrupt)
-        _save(model, tokenizer, config, form, run)
+        _save(model, tokenizer, config, form, held_out_pairs, run)
         print(f"Reward model: {run / FOLDER}   Run: {run}")
 
 
@@ -207,13 +207,14 @@ def restore_weights(model: Any, checkpoint: Path) -> None:
     assert not unknown, unknown
 
 
-def _save(model: Any, tokenizer: Any, config: TrainPreferenceConfig, form: Any, run: Path) -> None:
+def _save(
+    model: Any, tokenizer: Any, config: TrainPreferenceConfig, form: Any, held_out: list[Pair], run: Path
+) -> None:
     from model_training.models import save_adapter
     from model_training.preference_losses import num_outputs
-    from model_training.reward_model import FOLDER, describe
+    from model_training.reward_model import FOLDER, describe, scale_of_rewards
 
     outputs = num_outputs(config.reward_model_type, config.num_atoms)
-    tokenizer.padding_side = "right"
     assert config.model_name is not None
     save_adapter(
         model,
@@ -228,6 +229,7 @@ def _save(model: Any, tokenizer: Any, config: TrainPreferenceConfig, form: Any, 
             "max_length": config.max_length,
             "likelihood": config.likelihood,
             "shared_prompt": config.shared_prompt,
+            "held_out": scale_of_rewards(model, config, held_out, tokenizer.pad_token_id) if held_out else None,
         },
         readme=describe,
     )

@@ -36,7 +36,8 @@ from torch import Tensor, nn
 from dataset.pair_forms import Form, pair_form
 from model_training.models import chat_text, load_adapter, load_tokenizer, load_weights, new_adapter
 from model_training.pairs import Pair, collate_pairs, pair_outputs, row_length
-from model_training.preference_losses import KINDS, Kind, Likelihood
+from model_training.preference_config import TrainPreferenceConfig
+from model_training.preference_losses import KINDS, Kind, Likelihood, mean_and_spread
 from prompts.chat import Message
 from utils.errors import UserError
 from utils.runs import MANIFEST, read_manifest
@@ -44,6 +45,9 @@ from utils.runs import MANIFEST, read_manifest
 Record = dict[str, Any]
 Text = str | list[Message]
 """One whole text: a string, or the messages of a conversation, the answer last."""
+
+Scale = dict[str, list[float]]
+"""`mean` and `spread` of held-out answers, each as 11 numbers: the least, the nine deciles, the largest."""
 
 FOLDER = "reward_model"
 """Where a run directory has its reward model."""
@@ -63,6 +67,8 @@ class RewardModel:
     max_length: int
     likelihood: Likelihood
     shared_prompt: bool
+    held_out: Scale | None
+    """None where no pairs were held out."""
     name: str
     base_name: str
 
@@ -147,17 +153,16 @@ def load_reward_model(path: str | Path, base_name: str | None = None) -> RewardM
     model = load_adapter(load_classifier(base, note["num_outputs"]), folder)
     model.eval()
     model.requires_grad_(False)
-    tokenizer = load_tokenizer(str(folder))
-    tokenizer.padding_side = "right"
     return RewardModel(
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=load_tokenizer(str(folder)),
         kind=note["reward_model_type"],
         num_outputs=note["num_outputs"],
         form=note["form"],
         max_length=note["max_length"],
         likelihood=note["likelihood"],
         shared_prompt=note["shared_prompt"],
+        held_out=note["held_out"],
         name=Path(path).resolve().name if Path(path) != folder else folder.resolve().parent.name,
         base_name=base,
     )
@@ -199,7 +204,15 @@ def read_note(folder: Path) -> dict[str, Any]:
         raise UserError(f"reward model {folder}: {file.name} is damaged ({error}); train it anew") from error
     if note.get("reward_model_type") not in KINDS:
         raise UserError(f"reward model {folder}: it holds an adapter that answers, not one that scores; check the path")
-    missing = {"base_model", "num_outputs", "form", "max_length", "likelihood", "shared_prompt"} - note.keys()
+    missing = {
+        "base_model",
+        "num_outputs",
+        "form",
+        "max_length",
+        "likelihood",
+        "shared_prompt",
+        "held_out",
+    } - note.keys()
     if missing or note["form"] not in get_args(Form):
         wrong = f"{', '.join(sorted(missing))} missing" if missing else f"form {note['form']!r}"
         raise UserError(f"reward model {folder}: {file.name} is damaged ({wrong}); train it anew")
@@ -296,6 +309,17 @@ def outputs_of_pairs(
     if not columns:
         raise UserError("there are no pairs to score")
     return torch.stack(columns[0]), torch.stack(columns[1])
+
+
+def scale_of_rewards(model: Any, config: TrainPreferenceConfig, pairs: Sequence[Pair], pad_id: int) -> Scale:
+    """What the model says of both texts of held-out pairs: rewards have no unit, so others are set beside these."""
+    model.eval()
+    outputs = torch.cat(outputs_of_pairs(model, pairs, pad_id, config.shared_prompt, config.per_device_eval_batch_size))
+    deciles = torch.linspace(0, 1, 11, dtype=torch.float64)
+    moments = mean_and_spread(config.reward_model_type, outputs.double())
+    return {
+        name: torch.quantile(values, deciles).tolist() for name, values in zip(("mean", "spread"), moments, strict=True)
+    }
 
 
 def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
