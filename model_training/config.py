@@ -47,7 +47,7 @@ class SamplingOptions:
 @dataclass(kw_only=True)
 class RewardOptions:
     reward_funcs: list[str] = field(default_factory=lambda: list(REWARD_FUNCS))
-    """Rewards by name, or your own as `package.module:function`."""
+    """Rewards by name, your own as `package.module:function`, a reward model as `preference:PATH[:alpha=0.01]`."""
     reward_weights: list[float] | None = None
     """Weight of each reward, in the order of --reward_funcs. Default: 1 each."""
 

@@ -15,9 +15,9 @@ lists of messages (plain strings do too), columns are lists as long as the compl
 "not applicable" and counts as nothing: 0 for a reward, 1 for a gate. All read the *strict* parse: a part that is not
 there is worth 0; only `format`, which gives the slope towards the tags, and the gate, which must not flatten it, look
 at malformed texts. Time is linear; a completion is read once and shared among the rewards. `--reward_funcs` and
-`--reward_weights` choose and weigh rewards, by name or as `package.module:function`; such a function may carry an
-attribute `part` ("visible", "hidden" or "both", the default), which says whose tokens its credit falls on, and an
-attribute `gate`.
+`--reward_weights` choose and weigh rewards, by name, as `preference:PATH` (a trained reward model, of the visible part;
+preference_reward.py) or as `package.module:function`; such a function may carry an attribute `part` ("visible",
+"hidden" or "both", the default), which says whose tokens its credit falls on, and an attribute `gate`.
 
 configs/secret_source_rewards.yaml runs the source system's own eight functions, faults included (source_rewards.py).
 """
@@ -38,6 +38,7 @@ from typing import Any, Literal, get_args
 
 from model_training import source_rewards
 from model_training.measured import Measured, measure
+from model_training.preference_reward import PREFIX, parse_name, preference_reward, reward_name
 from model_training.safety import harmful_phrase
 from model_training.text_measures import (
     FRAME_WORDS,
@@ -273,7 +274,7 @@ def resolve(names: Sequence[str], weights: Sequence[float] | None = None) -> lis
     """
     if not names:
         raise UserError(f"--reward_funcs is empty: name at least one of {', '.join(REGISTRY)}")
-    rewards = [_load_function(name) if ":" in name else _registered(name) for name in names]
+    rewards = [_load(name) for name in names]
     seen: dict[str, str] = {}
     for given, reward in zip(names, rewards, strict=True):
         if reward.name in seen:
@@ -293,11 +294,17 @@ def resolve(names: Sequence[str], weights: Sequence[float] | None = None) -> lis
     return [(reward, float(weight)) for reward, weight in zip(rewards, weights, strict=True)]
 
 
+def _load(name: str) -> Reward:
+    if name.startswith(PREFIX):
+        return Reward(reward_name(*parse_name(name)), preference_reward(name), "visible")
+    return _load_function(name) if ":" in name else _registered(name)
+
+
 def _registered(name: str) -> Reward:
     if name not in REGISTRY:
         raise UserError(
             f"--reward_funcs: no reward {name!r}{_nearest(name, REGISTRY)}; there are {', '.join(REGISTRY)}, "
-            "and your own as package.module:function"
+            f"your own as package.module:function, and reward models as {PREFIX}PATH"
         )
     return REGISTRY[name]
 
