@@ -102,7 +102,8 @@ def load_classifier(name: str, num_outputs: int) -> Any:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would report that the head is new
     try:
-        model = load_weights(AutoModelForSequenceClassification, name, num_labels=num_outputs)
+        classifier = AutoModelForSequenceClassification
+        model = load_weights(classifier, name, num_labels=num_outputs, ignore_mismatched_sizes=True)
     finally:
         logging.set_verbosity(verbosity)
     if not isinstance(getattr(model, "score", None), nn.Linear):
