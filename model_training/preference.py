@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 CHECKPOINTS = "checkpoints"
+SYNTHETIC = ("env", "batch_size", "lr", "num_iterations", "estimator", "shared_context", "out_dir")
+"""Options of the synthetic experiments."""
 
 
 def train(config: TrainPreferenceConfig) -> None:
@@ -221,7 +223,7 @@ def _save(
         tokenizer,
         run / FOLDER,
         base_name=config.model_name,
-        card={"num_outputs": outputs, "form": form} | card_rows(config, run),
+        card={"num_outputs": outputs, "form": form} | card_rows(config, run, leave_out=SYNTHETIC),
         note={
             "reward_model_type": config.reward_model_type,
             "num_outputs": outputs,

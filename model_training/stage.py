@@ -19,7 +19,7 @@ from utils.errors import UserError
 if TYPE_CHECKING:
     from model_training.logs import Interrupt
 
-PLACES = ("output_dir", "dataset_path", "data_path", "save_lora_path", "model_name", "out_dir", "overwrite", "resume")
+PLACES = ("output_dir", "dataset_path", "data_path", "save_lora_path", "model_name", "overwrite", "resume")
 """Options that a model card leaves out: where things lay, and how the command was started."""
 
 
@@ -105,12 +105,14 @@ def stage_status(run: Path, writer: bool = True) -> Iterator[Interrupt]:
         finish_run(run, "done")
 
 
-def card_rows(config: TrainConfig | TrainPreferenceConfig, run: Path) -> dict[str, Any]:
+def card_rows(
+    config: TrainConfig | TrainPreferenceConfig, run: Path, leave_out: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """What the model card says: the options that shaped the adapter, data and code, and no path of this machine."""
     from utils.runs import read_manifest
 
     manifest = read_manifest(run)
-    options = {name: value for name, value in asdict(config).items() if name not in PLACES}
+    options = {name: value for name, value in asdict(config).items() if name not in (*PLACES, *leave_out)}
     return {"dataset sha256": manifest["dataset"]["sha256"], "git commit": manifest["git_commit"], **options}
 
 
