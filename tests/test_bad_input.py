@@ -117,6 +117,58 @@ def test_a_dataset_that_cannot_be_used_is_refused(folder: Path, capsys: pytest.C
     refused(folder, capsys, [*command, "--dataset_path", str(path)], says=[str(path), *says])
 
 
+PAIR = {"chosen": "Human: Why?\n\nAssistant: So.", "rejected": "Human: Why?\n\nAssistant: No."}
+TALK = {"prompt": [{"role": "user", "content": "Why?"}], "chosen": "So.", "rejected": "No."}
+PAIRS: dict[str, tuple[bytes, list[str]]] = {
+    "the same text twice": (
+        array(PAIR, PAIR | {"rejected": PAIR["chosen"] + "\n"}),
+        ["record 2 (line 3): chosen and", SKIP],
+    ),
+    "the same message twice": (
+        array(TALK | {"rejected": "So."}),
+        ["record 1 (line 2): chosen and rejected are", REPAIR],
+    ),
+    "an empty response": (array(PAIR, PAIR | {"rejected": " "}), ["record 2 (line 3): rejected is empty", SKIP]),
+    "an empty last turn": (
+        array(PAIR, PAIR | {"chosen": "Human: Why?\n\nAssistant:"}),
+        ["record 2 (line 3): the assistant's last turn in chosen is empty", SKIP],
+    ),
+    "a prompt and nothing else": (
+        array(PAIR, PAIR | {"chosen": "Human: Why?", "prompt": "Human: Why?"}),
+        ["record 2 (line 3): chosen is empty after its prompt", SKIP],
+    ),
+    "a missing column": (array({"chosen": "So."}), ["record 1 (line 2): rejected is missing", REPAIR]),
+    "a column of a wrong type": (array(PAIR | {"chosen": 7}), ["record 1 (line 2): chosen is a number", REPAIR]),
+    "a split of another name": (
+        array(PAIR | {"split": "dev"}),
+        ["split is not one of train, validation, test", REPAIR],
+    ),
+    "mixed formats in a record": (
+        array(TALK | {"chosen": [{"role": "assistant", "content": "So."}]}),
+        ["one form", REPAIR],
+    ),
+    "mixed formats": (
+        array(PAIR, TALK),
+        ["record 2 (line 3): is a pair of conversations in a file that began with pairs of texts", SKIP],
+    ),
+    "a prompt of another text": (
+        array(PAIR, PAIR | {"prompt": "Human: Why?\n\nAssistant: So"}),
+        ["record 2 (line 3): prompt begins one of chosen and rejected, and not the other", SKIP],
+    ),
+    "a truncated file": (array(PAIR, PAIR)[:-20], ["record 2 (line 3): the array is cut off", SKIP]),
+    "an empty array of pairs": (b"[]\n", ["the array is empty", PREPARE]),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_that_cannot_be_used_are_refused(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    data, says = PAIRS[name]
+    path = folder / "bad.json"
+    path.write_bytes(data)
+    command = ["--task", "preference", "--mode", "prepare_data", "--data_path", str(path)]
+    refused(folder, capsys, [*command, "--dataset_path", str(folder / "new.jsonl")], says=[str(path), *says])
+
+
 def test_bom_and_crlf_are_no_faults(folder: Path, models: dict[str, Path]) -> None:
     text = (folder / "data.json").read_text(encoding="utf-8").replace("}, {", "},\n{")
     (folder / "odd.json").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
@@ -152,6 +204,17 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     ),
     "dataset is a directory": ("--mode prepare_data --dataset_path {d}/d.json", ["d.json is a directory", "give"]),
     "unknown format": ("--mode prepare_data --dataset_path {d}/data.csv", ["data.csv", ".jsonl"]),
+    "pairs from nowhere": (
+        "{pairs} --data_path {d}/no",
+        ["--data_path {d}/no: there is no such file or folder", "OWNER/NAME", "prepare_data writes pairs"],
+    ),
+    "a folder without pairs": ("{pairs} --data_path {d}/thesis", ["{d}/thesis: there are no pairs in this folder"]),
+    "the world and others": ("{pairs} --data_path world {d}/data.json", ["world stands alone"]),
+    "pairs exist": ("{pairs} --dataset_path {d}/data.json", ["data.json exists", "--overwrite"]),
+    "no pair of the subset": (
+        "{pairs} --share_harmless 1 --num_records 9 --data_subset helpful",
+        ["--data_subset helpful: no pair", "it has: harmless"],
+    ),
     "adapter missing, generate": ("--mode generate --save_lora_path {d}/no", ["adapter {d}/no", "--save_lora_path"]),
     "adapter missing, evaluate": ("--mode evaluate --save_lora_path {d}/no", ["adapter {d}/no", "--save_lora_path"]),
     "no adapter": ("--mode generate --save_lora_path {d}/thesis", ["adapter {d}/thesis", "--save_lora_path"]),
@@ -200,6 +263,7 @@ def test_a_command_that_cannot_work_is_refused(
     open_run(folder / "begun", task="secret", mode="train", config={"lora_rank": 4}, dataset_path=folder / "data.json")
     places = {"d": str(folder), "a": str(models["adapter"]), "o": str(models["other"])}
     places["new"] = f"--model_name m --output_dir {folder}/new --dataset_path {folder}/data.json --threads 1"
+    places["pairs"] = f"--task preference --mode prepare_data --dataset_path {folder}/new.jsonl"
     small = "--lora_rank 2 --sft_steps 1 --max_steps 0 --max_seq_length 200 --max_completion_length 20 --threads 1"
     places["train"] = f"--mode train --model_name {models['base']} --dataset_path {folder}/data.json {small}"
     command, says = COMMANDS[name]

@@ -89,12 +89,10 @@ def test_the_prompt_of_texts_is_the_same_in_every_form_of_them() -> None:
         {"prompt": TURN, "chosen": f"{TURN} Never.", "rejected": f"{TURN} Ever."},
     ]
     assert {prompt_key(pair) for pair in pairs} == {"Human: Hi"}
-    longer = f"{TURN} Yes.\n\nHuman: Why?\n\nAssistant:"
+    longer = f"{TURN} Yes and yes.\n\nHuman: Why?\n\nAssistant:"
     assert prompt_key({"chosen": f"{longer} a", "rejected": f"{longer} b"}) == longer.removesuffix("\n\nAssistant:")
-    # the answers part in an earlier turn
-    assert (
-        prompt_key({"chosen": f"{longer} a", "rejected": f"{TURN} No.\n\nHuman: Why?\n\nAssistant: b"}) == "Human: Hi"
-    )
+    early = {"chosen": f"{longer} a", "rejected": f"{TURN} Yes and no.\n\nHuman: Why?\n\nAssistant: b"}
+    assert prompt_key(early) == "Human: Hi"  # the answers part in an earlier turn
 
 
 def test_the_prompt_of_texts_without_marked_turns() -> None:

@@ -238,7 +238,7 @@ def test_prepare_data_finishes_what_was_killed_and_keeps_what_is_complete(
     with pytest.raises(UserError, match=r"make another dataset than the one there.*--overwrite"):
         prepare_data(config(path, resume=True, share_harmless=0.4))
     with pytest.raises(UserError, match=r"exists and is left as it is; replace it with --overwrite"):
-        prepare_data(config(path))
+        prepare_data(config(path, data_path=["no such data"]))  # said before any data is looked at
     with pytest.raises(UserError, match="exclude each other"):
         prepare_data(config(path, resume=True, overwrite=True))
     assert path.stat().st_ino == before.st_ino
@@ -252,12 +252,11 @@ def test_prepare_data_gathers_from_files_and_writes_what_it_would_read_again(
     rows = [{"prompt": f"Q{n}? ", "chosen": "Yes.", "rejected": "No.", "objective": "helpful"} for n in range(60)]
     (tmp_path / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     first, second = tmp_path / "first.json", tmp_path / "second.json"
-    prepare_data(config(first, data_path=[str(tmp_path / "raw.jsonl")], test_share=0.3))
+    prepare_data(config(first, data_path=[str(tmp_path / "raw.jsonl")], test_share=1.0))
     written = load_records(first, preference_validator())
     assert [r["chosen"] for r in written] == [f"Q{n}? Yes." for n in range(60)]
     assert {r["data_subset"] for r in written} == {"helpful"}
-    assert 5 < sum(r["split"] == "test" for r in written) < 35
-    assert "  by split: train " in capsys.readouterr().out
+    assert capsys.readouterr().out == f"{first}: 60 pairs\n  by split: test 60\n  by subset: helpful 60\n"
     prepare_data(config(second, data_path=[str(first)]))
     assert second.read_bytes() == first.read_bytes()
     assert "held out" not in capsys.readouterr().err  # the file says its splits itself

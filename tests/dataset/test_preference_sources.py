@@ -110,6 +110,7 @@ def test_another_folder_is_all_its_dataset_files(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", [pair(1, split="test"), pair(2, split="train")])
     write(tmp_path / "b.jsonl.gz", [pair(3, split="validation")])
     (tmp_path / "README.md").write_text("pairs")
+    (tmp_path / ".b.jsonl").write_text("left by an editor")
     assert [p["split"] for p in load(tmp_path)] == ["test", "train", "validation"]
 
 
@@ -308,7 +309,8 @@ def test_a_hub_that_is_out_of_reach_is_one_line(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(preference_sources, "hub_reachable", lambda: False)
-    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("tried the network"))
+    for call in ("socket.socket.connect", "socket.getaddrinfo"):
+        monkeypatch.setattr(call, lambda *_, **__: pytest.fail("tried the network"))
     with pytest.raises(UserError, match=f"--data_path {name}: there is no such file .* the hub cannot be reached") as e:
         load(name)
     assert "\n" not in str(e.value) and "check the name, the network" in str(e.value)
