@@ -93,7 +93,6 @@ def _pairs(config: PreparePreferenceConfig) -> list[Record]:
             config.data_path,
             config.data_subset,
             skip_invalid=config.skip_invalid,
-            seed=config.seed,
             test_share=config.test_share,
         )
     if len(config.data_path) > 1:

@@ -1,8 +1,8 @@
 """Preference pairs from files, folders and the hub, each with the split and the subset it belongs to.
 
-    pairs = load_pairs(["preference_pairs.jsonl"], "both", skip_invalid=False, seed=0)
-    pairs = load_pairs(["data/relabeled_hh_rlhf"], "harmless", skip_invalid=True, seed=0)
-    pairs = load_pairs(["Anthropic/hh-rlhf"], "both", skip_invalid=True, seed=0)
+    pairs = load_pairs(["preference_pairs.jsonl"], "both", skip_invalid=False)
+    pairs = load_pairs(["data/relabeled_hh_rlhf"], "harmless", skip_invalid=True)
+    pairs = load_pairs(["Anthropic/hh-rlhf"], "both", skip_invalid=True)
 
 What comes back is in the standard form of `dataset.pair_forms`, all texts or all conversations; no pair is read twice.
 
@@ -13,7 +13,8 @@ What comes back is in the standard form of `dataset.pair_forms`, all texts or al
 **The split** of a pair is its own field `split`; else the name of its file, if that is `train`, `validation` or `test`,
 or ends in one of these words and both `..._train` and `..._test` are given; else the split of the hub, where it has
 more than `train`. Of all other pairs, those of a `test_share` of the prompts are `test`, the rest `train`. A prompt's
-side follows from its text and the seed, not from what else is read: it is the same in each subset and in any order.
+side follows from its text alone, not from the seed or from what else is read: training and evaluation, whatever their
+options, agree about it.
 
 **The subset** (`data_subset`) of a pair is what its label asks for: the field `objective` (helpful or harmless) of the
 relabelled data, whose own `data_subset`, where the pair came from, is kept as `source_subset` if it is another; else
@@ -53,9 +54,7 @@ class Part:
     subset: str | None
 
 
-def load_pairs(
-    paths: Sequence[str], subset: str, *, skip_invalid: bool, seed: int, test_share: float = 0.2
-) -> list[Record]:
+def load_pairs(paths: Sequence[str], subset: str, *, skip_invalid: bool, test_share: float = 0.2) -> list[Record]:
     """The pairs of a subset (helpful, harmless or both), in the order of the paths, with `split` and `data_subset`.
 
     What is left out, and how many pairs were held out, is said on stderr.
@@ -74,7 +73,7 @@ def load_pairs(
     _refuse_mixed_forms(parts, read)
     _tell_ids_apart(read)
     pairs = _once(read)
-    _hold_out(pairs, seed, test_share)
+    _hold_out(pairs, test_share)
     return of_subset(pairs, subset)
 
 
@@ -285,7 +284,7 @@ def _once(read: list[list[Record]]) -> list[Record]:
     return kept
 
 
-def _hold_out(pairs: list[Record], seed: int, test_share: float) -> None:
+def _hold_out(pairs: list[Record], test_share: float) -> None:
     """Give every pair without a split one by its prompt; a prompt that has a split keeps it."""
     without = [pair for pair in pairs if pair["split"] is None]
     if not without:
@@ -297,12 +296,12 @@ def _hold_out(pairs: list[Record], seed: int, test_share: float) -> None:
             known[key] = min(pair["split"], known.get(key, pair["split"]), key=("train", "validation", "test").index)
     for pair in without:
         key = prompt_key(pair)
-        drawn = int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:8], "big") / 2**64
+        drawn = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
         pair["split"] = known.get(key) or ("test" if drawn < test_share else "train")
     test = sum(pair["split"] == "test" for pair in without)
     _note(
-        f"held out {test} of {count_of(len(without), 'pair')} as split test, whole prompts together (--seed {seed}): "
-        "the data names no split for them"
+        f"held out {test} of {count_of(len(without), 'pair')} as split test, whole prompts together: the data names "
+        "no split for them"
     )
 
 

@@ -62,7 +62,9 @@ def scored(config: EvaluatePreferenceConfig) -> tuple[SavedOutputs, dict[str, di
     if not records and not rows:
         raise UserError("nothing to measure: give --data_path, --jailbreak_path or both")
     pairs, jailbreaks = {}, {}
-    for name, folder in folders.items():
+    for number, (name, folder) in enumerate(folders.items()):
+        if number:
+            _free_memory()
         model = load_reward_model(folder, config.model_name)
         size = config.per_device_eval_batch_size
         if records:
@@ -72,10 +74,14 @@ def scored(config: EvaluatePreferenceConfig) -> tuple[SavedOutputs, dict[str, di
             both = [as_pair(row, model.form) for row in rows]
             jailbreaks[name] = JailbreakOutputs(model.kind, rows, outputs_of(model, both, size, f"{name}, jailbreaks"))
         del model
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
     return SavedOutputs(pairs, jailbreaks), abouts
+
+
+def _free_memory() -> None:
+    """What is left of the model before: its parts refer to each other, so only a collection takes them."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def as_pair(row: Record, form: Form) -> Record:
@@ -101,7 +107,7 @@ def within_length(records: list[Record], folders: dict[str, Path]) -> list[Recor
 
 def chosen_pairs(config: EvaluatePreferenceConfig) -> list[Record]:
     """The pairs of --split, as many as --num_pairs says."""
-    loaded = load_pairs(config.data_path, config.data_subset, skip_invalid=config.skip_invalid, seed=config.seed)
+    loaded = load_pairs(config.data_path, config.data_subset, skip_invalid=config.skip_invalid)
     found = [record for record in loaded if record["split"] == config.split]
     if not found:
         there = ", ".join(sorted({record["split"] for record in loaded}))

@@ -14,7 +14,12 @@ from typing import Any
 
 from model_training.config import TINY, EvaluateConfig, PrepareDataConfig, TrainConfig, VisualizeConfig
 from model_training.options import ROOT, narrow
-from model_training.preference_config import EvaluatePreferenceConfig, PreparePreferenceConfig, TrainPreferenceConfig
+from model_training.preference_config import (
+    WORLD,
+    EvaluatePreferenceConfig,
+    PreparePreferenceConfig,
+    TrainPreferenceConfig,
+)
 from utils.pipeline import Step, run_steps
 from utils.runs import COMPLETIONS, MANIFEST, METRICS, PIPELINE_FILE
 
@@ -71,7 +76,7 @@ def preference_steps(config: Any, call: Call) -> list[Step]:
     )
     model, evaluation = {"model": run / "reward_model"}, {"evaluation": run / "evaluation" / "preference.json"}
     jailbreaks = {"jailbreaks": Path(config.jailbreak_path)} if config.jailbreak_path else {}
-    sources = {name: Path(name) for name in config.data_path if Path(name).is_file()} or _seeds()
+    sources = _seeds() if WORLD in config.data_path else {name: Path(name) for name in config.data_path}
     measured = model | dataset | jailbreaks | _base(config)
     return [
         _prepare_step(prepare, call, sources, dataset),

@@ -94,7 +94,7 @@ def choose_pairs(config: TrainPreferenceConfig) -> tuple[list[Record], list[Reco
     from dataset.pair_forms import pair_form
     from dataset.preference_sources import load_pairs
 
-    records = load_pairs(config.data_path, config.data_subset, skip_invalid=config.skip_invalid, seed=config.seed)
+    records = load_pairs(config.data_path, config.data_subset, skip_invalid=config.skip_invalid)
     training = [record for record in records if record["split"] == "train"]
     held_out = [record for record in records if record["split"] == "validation"]
     if not training:

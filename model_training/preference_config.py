@@ -49,7 +49,7 @@ class PreparePreferenceConfig(SeedOptions, SubsetOptions):
     hidden_context: bool = True
     """false: the control, in which every annotator of the micro-world judges by the mean of both utilities."""
     test_share: float = 0.2
-    """Share of pairs held out as `test`, whole prompts together, where the source has no split of its own."""
+    """Share held out as `test`: of the micro-world's pairs, and of prompts where a source has no split of its own."""
     overwrite: bool = False
     """Replace an existing dataset file."""
     resume: bool = False

@@ -35,7 +35,7 @@ def write(path: Path, rows: list[Record]) -> str:
 
 
 def load(*paths: str | Path, subset: str = "both", **options: Any) -> list[Record]:
-    return load_pairs([str(path) for path in paths], subset, **{"skip_invalid": False, "seed": 0, **options})
+    return load_pairs([str(path) for path in paths], subset, **{"skip_invalid": False, **options})
 
 
 def where(pairs: list[Record]) -> Counter[tuple[str, str]]:
@@ -148,10 +148,10 @@ def test_names_that_end_in_a_split_count_where_both_are_given(
     assert [p["split"] for p in load(test, train)] == ["test"] * 20 + ["train"] * 20
     assert capsys.readouterr().err == ""
     assert {p["split"] for p in load(test)} == {"train", "test"}
-    assert "of 20 pairs as split test, whole prompts together (--seed 0)" in capsys.readouterr().err
+    assert "of 20 pairs as split test, whole prompts together" in capsys.readouterr().err
 
 
-def test_held_out_prompts_follow_from_text_and_seed_alone(tmp_path: Path) -> None:
+def test_held_out_prompts_follow_from_their_text_alone(tmp_path: Path) -> None:
     """Whatever file, form, order or subset a prompt is met in, it is on one side."""
     helpful = [pair(n // 2, "Yes.", f"No {n}.", data_subset="helpful") for n in range(400)]
     harmless = [pair(n, "No.", "Yes!", data_subset="harmless", prompt=f"Human: {n}") for n in range(300)]
@@ -162,8 +162,6 @@ def test_held_out_prompts_follow_from_text_and_seed_alone(tmp_path: Path) -> Non
     for loaded in (load(second, first), load(first), load(second), load(first, second, subset="harmless")):
         assert all(sides[prompt_key(p)] == p["split"] for p in loaded)
     assert len(sides) == 300 and 40 <= sum(side == "test" for side in sides.values()) <= 80  # expected: 60
-    other = {prompt_key(p): p["split"] for p in load(first, second, seed=1)}
-    assert other.keys() == sides.keys() and other != sides
     assert {p["split"] for p in load(first, test_share=0.0)} == {"train"}
     assert {p["split"] for p in load(first, test_share=1.0)} == {"test"}
     with pytest.raises(UserError, match=r"--test_share 1\.5: give a share"):
