@@ -1,10 +1,10 @@
 """Kill a run again and again, resume it each time, and compare the end with that of an undisturbed run.
 
-    python -m benchmarks.resume_after_kill --kills 20 [--mode train|prepare_data] [--model_name tiny]
+    python -m benchmarks.resume_after_kill --kills 20 [--task secret|preference] [--mode train|prepare_data]
 
 The command runs once undisturbed; then again, killed with SIGKILL at random moments (from the first lines of Python to
 the final save) and resumed to its end, as often as it takes to spend the kills. They must agree: the metrics of every
-step (times apart), the adapter's and the warm-up's weights, bit for bit (for prepare_data: the dataset file). And
+step (times apart), the weights of all that was trained, bit for bit (for prepare_data: the dataset file). And
 whatever a killed run had written to metrics.jsonl and completions.jsonl must still be there. Exit code 1 if not.
 """
 
@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TIMES = ("time", "resumes", "step_time", "tokens_per_s")
+TIMES = ("time", "resumes", "step_time", "tokens_per_s", "pairs_per_s")
+WEIGHTS = ("{}_lora", "{}/warmup_lora", "{}/reward_model")
 TRAIN_OPTIONS = {
     "threads": 1,
     "lora_rank": 8,
@@ -40,6 +41,17 @@ TRAIN_OPTIONS = {
     "gradient_accumulation_steps": 2,
     "save_steps": 3,
     "logging_steps": 2,
+}
+REWARD_OPTIONS = {
+    "task": "preference",
+    "threads": 1,
+    "max_steps": 40,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "eval_dataset_size": 10,
+    "eval_steps": 4,
+    "early_stopping_patience": 4,
+    "logging_steps": 1,
 }
 
 
@@ -103,7 +115,7 @@ def digest(path: Path) -> str:
 
 def kill_train(folder: Path, options: dict[str, Any], kills: int, seed: int) -> tuple[list[Kill], list[str]]:
     """An undisturbed run, then killed ones until the kills are spent; the kills, and the differences found."""
-    run_to_end(stage_command("train", options | _places(folder, "whole")), folder / "whole.log")
+    run_to_end(stage_command("train", options | _places(folder, "whole", options)), folder / "whole.log")
     rng = random.Random(seed)
     spent: list[Kill] = []
     differences: list[str] = []
@@ -111,14 +123,15 @@ def kill_train(folder: Path, options: dict[str, Any], kills: int, seed: int) -> 
         if len(spent) == kills:
             break
         name = f"killed{number}"
-        command = stage_command("train", options | _places(folder, name) | {"resume": True})
+        command = stage_command("train", options | _places(folder, name, options) | {"resume": True})
         differences += _kill_until_done(command, folder / name, kills, rng, spent)
         differences += _differences(folder, "whole", name)
     return spent, differences
 
 
-def _places(folder: Path, name: str) -> dict[str, Any]:
-    return {"output_dir": str(folder / name), "save_lora_path": str(folder / f"{name}_lora")}
+def _places(folder: Path, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    adapter = {} if options.get("task") == "preference" else {"save_lora_path": str(folder / f"{name}_lora")}
+    return {"output_dir": str(folder / name)} | adapter
 
 
 def _kill_until_done(command: list[str], run: Path, kills: int, rng: random.Random, spent: list[Kill]) -> list[str]:
@@ -168,7 +181,7 @@ def _checkpoints(run: Path) -> str:
 
 def _differences(folder: Path, one: str, two: str) -> list[str]:
     found = [] if measurements(folder / one) == measurements(folder / two) else [f"{two}: metrics differ"]
-    for path in ("{}_lora", "{}/warmup_lora"):
+    for path in WEIGHTS:
         first, second = (folder / path.format(name) / "adapter_model.safetensors" for name in (one, two))
         if first.exists() and digest(first) != digest(second):
             found.append(f"{two}: the weights of {path.format(two)} differ")
@@ -208,6 +221,7 @@ def kill_prepare_data(folder: Path, options: dict[str, Any], kills: int, seed: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--task", choices=["secret", "preference"], default="secret")
     parser.add_argument("--mode", choices=["train", "prepare_data"], default="train")
     parser.add_argument("--model_name", default="tiny")
     parser.add_argument("--dataset_path", help="for train; by default prepare_data composes 64 records")
@@ -217,14 +231,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="subtext-kill-") as name:
         folder, dataset = Path(name), arguments.dataset_path
         if arguments.mode == "prepare_data":
-            kills, differences = kill_prepare_data(folder, {"num_records": 4000}, arguments.kills, arguments.seed)
+            options = {"task": arguments.task, "num_records": 4000}
+            kills, differences = kill_prepare_data(folder, options, arguments.kills, arguments.seed)
         else:
             if dataset is None:
                 dataset = str(folder / "data.json")
-                run_to_end(
-                    stage_command("prepare_data", {"dataset_path": dataset, "num_records": 64}), folder / "data.log"
-                )
-            options = TRAIN_OPTIONS | {"model_name": arguments.model_name, "dataset_path": dataset}
+                options = {"task": arguments.task, "dataset_path": dataset, "num_records": 64}
+                run_to_end(stage_command("prepare_data", options), folder / "data.log")
+            trained = REWARD_OPTIONS if arguments.task == "preference" else TRAIN_OPTIONS
+            source = "data_path" if arguments.task == "preference" else "dataset_path"
+            options = trained | {"model_name": arguments.model_name, source: dataset}
             kills, differences = kill_train(folder, options, arguments.kills, arguments.seed)
     print(f"{'kill':>4}  {'after':>7}  {'rows':>4}  on disk then")
     for number, kill in enumerate(kills, 1):

@@ -108,6 +108,7 @@ class PairTrainer(Trainer):  # type: ignore[misc]
     pad_id: int
     run_log: RunLog
     best: Best
+    control: Any
     seconds: float = 0.0
     """Spent in training steps since the last log event."""
     pairs_met: int = 0
