@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def draw(directory: Path, output: Path, mode: str) -> None:
+    from evaluation import preference_plots, preference_report
     from utils.plots import write_plots
     from utils.series import load_run
     from utils.visualization import write_report
@@ -48,18 +49,22 @@ def draw(directory: Path, output: Path, mode: str) -> None:
     run = load_run(directory)
     if run.evaluation:
         print(evaluation_text(run.evaluation))
+    of_preference = preference_plots.task_of(run) == preference_plots.TASK
+    pictures = preference_plots.draw(run, say=print) if of_preference else {}
     if mode in ("plot", "all"):
-        for path in write_plots(run, directory):
+        written = preference_plots.write_pictures(directory, pictures) if of_preference else write_plots(run, directory)
+        for path in written:
             print(path)
     if mode in ("report", "all"):
         report = directory / output if output.parent == Path() and not output.is_absolute() else output
-        write_report(run, report)
+        write_report(run, report, preference_report.contents_of(run, pictures) if of_preference else None)
         print(f"Report: {report}")
 
 
 def evaluation_text(evaluation: dict[str, object]) -> str:
     """Metrics down, models across, each value with its 95 % interval and n."""
     from utils.formatting import interval, metric_value
+    from utils.series import is_count
     from utils.tables import Cell, evaluation_table
 
     table = evaluation_table(evaluation)
@@ -67,6 +72,8 @@ def evaluation_text(evaluation: dict[str, object]) -> str:
     def shown(metric: str, cell: Cell | None) -> str:
         if cell is None:
             return "-"
+        if is_count(metric):
+            return f"{metric_value(metric, cell.value)} of {cell.n}"
         return f"{metric_value(metric, cell.value)} ({interval(metric, cell)}, n {cell.n})"
 
     lines = [["metric", *table.columns]]

@@ -73,7 +73,7 @@ def number(value: float, unit: str = "") -> str:
     magnitude = abs(value)
     digits = f"{value:,.0f}" if magnitude >= 100 else f"{value:.3g}" if magnitude >= 1e-12 else "0"
     plain = re.sub(r"e([+-])0?(\d)", r"e\1\2", digits).replace("-", "\u2212")
-    return f"{plain}{NBSP}{unit}" if unit in ("s", "nats", "tokens", "tokens/s") else plain
+    return f"{plain}{NBSP}{unit}" if unit in ("s", "nats", "tokens", "tokens/s", "pairs/s") else plain
 
 
 def duration(seconds: float) -> str:
@@ -97,6 +97,7 @@ def moment(value: object) -> str:
 
 def metric_value(metric: str, value: float, difference: bool = False) -> str:
     """A rate in per cent (a difference of rates in points), anything else as a plain number."""
+    difference = difference or metric.endswith("_cost")
     sign = "+" if difference and value > 0 else ""
     if is_rate(metric):
         return sign + number(value, "share").replace("%", "pp" if difference else "%")

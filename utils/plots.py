@@ -23,6 +23,8 @@ INK, MUTED, RULE, ACCENT, SECOND, WARM = "#1d2433", "#667085", "#e3e6ec", "#3457
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
     "axes.edgecolor": "#c5cad3",
     "axes.linewidth": 0.8,
     "axes.spines.top": False,

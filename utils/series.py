@@ -54,7 +54,7 @@ class Stage:
 
     @property
     def name(self) -> str:
-        return STAGE_NAMES.get(self.split, self.split)
+        return STAGE_NAMES.get(self.split, self.split.replace("_", " "))
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _stages(rows: list[dict[str, Any]]) -> tuple[Stage, ...]:
 
 def _read_evaluation(files: list[Path], task: str | None) -> dict[str, Any] | None:
     """The evaluation of the run's own task; without a manifest, the first there is."""
-    of_task = [file for file in files if file.stem == task] or files
+    of_task = [file for file in files if task in (None, file.stem)]
     if not of_task:
         return None
     file = of_task[0]
@@ -248,7 +248,7 @@ HEALTH_CHARTS: list[tuple[str, str, Unit, str]] = [
     ("grad_norm", "Gradient norm", "", "before clipping"),
     ("step_time", "Step time", "s", ""),
     ("tokens_per_s", "Throughput", "tokens/s", "prompts included"),
-    ("pairs_per_s", "Pairs", "pairs/s", ""),
+    ("pairs_per_s", "Throughput", "pairs/s", ""),
 ]
 LOSS_NOTES = {
     "sft": "cross-entropy of the reference answers",

@@ -32,12 +32,12 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from utils.errors import UserError
-from utils.series import load_run
+from utils.series import Run, load_run
 from utils.visualization import LIVE_SCRIPT, render_report
 
 REPORT_PATHS = {"/", "/training_report.html"}
 RUN_FILES = re.compile(
-    r"/(manifest\.json|metrics\.jsonl|completions\.jsonl|loss_curve\.png|reward_components\.png"
+    r"/(manifest\.json|metrics\.jsonl|completions\.jsonl|[A-Za-z0-9][A-Za-z0-9_-]*\.png"
     r"|evaluation/[A-Za-z0-9][A-Za-z0-9_-]*\.jsonl?)",
     re.ASCII,
 )
@@ -59,19 +59,19 @@ PAUSE_FACTOR = 5
 PORTS_TRIED = 100
 
 
-def serve(run: Path, host: str, port: int) -> None:
-    """Serve until Ctrl-C."""
+def serve(run: Path, host: str, port: int, render: Callable[[Run, str], str] | None = None) -> None:
+    """Serve until Ctrl-C; `render` makes the page of a run and its version, by default `render_report`."""
     listener = listen(host, port)
     print_address(host, listener.getsockname()[1], port)
-    server = uvicorn.Server(configuration(run, host))
+    server = uvicorn.Server(configuration(run, host, render))
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     print("server stopped")
 
 
-def configuration(run: Path, host: str) -> uvicorn.Config:
+def configuration(run: Path, host: str, render: Callable[[Run, str], str] | None = None) -> uvicorn.Config:
     return uvicorn.Config(
-        make_app(run, host),
+        make_app(run, host, render),
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=1,
@@ -133,9 +133,9 @@ def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
-def make_app(run: Path, host: str) -> ASGIApp:
+def make_app(run: Path, host: str, render: Callable[[Run, str], str] | None = None) -> ASGIApp:
     """The whole site. There is no router: every method and path passes the same checks."""
-    page = Page(run)
+    page = Page(run, render)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         response = await run_in_threadpool(_answer, Request(scope), run, host, page)
@@ -213,8 +213,14 @@ class Page:
     """The rendered report: made anew when the run's files have changed, at most once a second; on a run so long that
     rendering takes a while, the pause is five times that while."""
 
-    def __init__(self, run: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        run: Path,
+        render: Callable[[Run, str], str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.run = run
+        self.render = render
         self.clock = clock
         self.lock = threading.Lock()
         self.version = ""
@@ -235,7 +241,8 @@ class Page:
 
     def _render(self, version: str, started: float) -> None:
         try:
-            self.html, self.version, self.fault = render_report(load_run(self.run), version), version, None
+            render = self.render or render_report
+            self.html, self.version, self.fault = render(load_run(self.run), version), version, None
         except UserError as fault:
             self.fault = fault
         finally:

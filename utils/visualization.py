@@ -16,6 +16,7 @@ import base64
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,11 @@ class Picture:
     def uri(self) -> str:
         return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
+    @property
+    def width(self) -> int:
+        """Its width on the page, 100 pixels an inch: screens that have more show all of its 150."""
+        return int.from_bytes(self.png[16:20]) * 100 // 150
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -117,16 +123,22 @@ class Passage:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """A table of plain text, or of a metric's cells with its name; the first column is for the names of the rows."""
+
+    title: str
+    columns: list[str]
+    rows: Sequence[tuple[str, Sequence[tuple[str, Cell] | str | None]]]
+
+
+@dataclass(frozen=True)
 class Section:
-    """A part of the page. `columns` and `rows` are a table of plain text or cells of a metric, given with its name;
-    `passages` are folded away under a heading each.
-    """
+    """A part of the page; `passages` are folded away under a heading each."""
 
     title: str
     note: str = ""
     pictures: list[Picture] = field(default_factory=list)
-    columns: list[str] = field(default_factory=list)
-    rows: list[tuple[str, list[tuple[str, Cell] | str | None]]] = field(default_factory=list)
+    grids: list[Grid] = field(default_factory=list)
     passages: list[tuple[str, list[Passage]]] = field(default_factory=list)
 
 
@@ -134,7 +146,8 @@ class Section:
 class Contents:
     """What a task puts on the page: its words for what every run has, and parts of its own.
 
-    Without `held_out` or `training`, the tiles are made of the metrics.
+    Without `held_out` or `training`, the tiles are made of the metrics. `evaluate` is the command that adds an
+    evaluation, None where there can be none.
     """
 
     title: str | None = None
@@ -146,7 +159,7 @@ class Contents:
         "Rollouts on training prompts: mean over the last tenth of the log events, beside the first tenth."
     )
     compared_on: str = "held-out queries"
-    evaluate: str = "python main.py --mode evaluate"
+    evaluate: str | None = "python main.py --mode evaluate"
     no_curves: str = "No metrics yet: the first appear with the first log event of --mode train."
     writes_completions: bool = True
     sections: list[Section] = field(default_factory=list)
