@@ -58,6 +58,7 @@ Record = dict[str, Any]
 Metrics = dict[str, Estimate]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Indices = NDArray[np.int64]
 
 BINS = 10
 """Of the reliability table, from 0.5 to 1."""
@@ -128,19 +129,20 @@ def pair_metrics(of: Scores, seed: int) -> Metrics:
     if of.has_spread:
         means, spreads = torch.from_numpy(of.mean), torch.from_numpy(of.spread)
 
-        def r2(drawn: NDArray[np.int64]) -> float:
+        def r2(drawn: Indices) -> Floats:
             kept = torch.from_numpy(drawn)
-            return float(explained_variance(means[kept].flatten(), spreads[kept].flatten()))
+            found = torch.vmap(explained_variance)(means[kept].flatten(1), spreads[kept].flatten(1))
+            values: Floats = found.numpy()
+            return values
 
         metrics["r2"] = bootstrap(r2, pairs, seed, n=2 * pairs)
-        by_pair = of.spread.mean(axis=1)
-        metrics["mean_spread"] = bootstrap(lambda drawn: by_pair[drawn].mean(), pairs, seed, n=2 * pairs)
-    metrics["log_loss"] = bootstrap(lambda drawn: of.loss[drawn].mean(), pairs, seed)
+        metrics["mean_spread"] = _mean(of.spread.mean(axis=1), seed) | {"n": 2 * pairs}
+    metrics["log_loss"] = _mean(of.loss, seed)
     metrics["ece"] = calibration_error(of.win, seed)
     return metrics
 
 
-def confidence(win: Floats) -> tuple[Floats, Floats, NDArray[np.int64]]:
+def confidence(win: Floats) -> tuple[Floats, Floats, Indices]:
     """The probability of the answer expected to win, whether it was the chosen one (a tie 1/2), and the bin: (N,)."""
     predicted = np.maximum(win, 1 - win)
     observed = np.where(win == 0.5, 0.5, (win > 0.5).astype(np.float64))
@@ -153,9 +155,11 @@ def calibration_error(win: Floats, seed: int) -> Estimate:
     predicted, observed, bins = confidence(win)
     gaps = predicted - observed
 
-    def error(drawn: NDArray[np.int64]) -> float:
-        sums = np.bincount(bins[drawn], weights=gaps[drawn], minlength=BINS)
-        return float(np.abs(sums).sum() / len(drawn))
+    def error(drawn: Indices) -> Floats:
+        of_draw = bins[drawn] + BINS * np.arange(len(drawn))[:, None]
+        sums = np.bincount(of_draw.ravel(), weights=gaps[drawn].ravel(), minlength=BINS * len(drawn))
+        errors: Floats = np.abs(sums).reshape(-1, BINS).sum(axis=1) / drawn.shape[1]
+        return errors
 
     return bootstrap(error, len(win), seed)
 
@@ -246,7 +250,7 @@ def paired(first: Floats | Bools, second: Floats | Bools, seed: int, is_rate: bo
     if is_rate and len(gaps) and gaps.min() == gaps.max():
         ones = np.ones(len(gaps))
         return difference(np.stack([first, ones], axis=1), np.stack([second, ones], axis=1), seed, is_rate=True)
-    return bootstrap(lambda drawn: gaps[drawn].mean(), len(gaps), seed)
+    return _mean(gaps, seed)
 
 
 def widest(of: Scores, most: int) -> list[int]:
@@ -259,6 +263,10 @@ def widest(of: Scores, most: int) -> list[int]:
 def count(cases: Bools) -> Estimate:
     """How many cases there are: a number without doubt."""
     return {"value": int(cases.sum()), "n": len(cases), "low": None, "high": None}
+
+
+def _mean(values: Floats, seed: int) -> Estimate:
+    return bootstrap(lambda drawn: values[drawn].mean(axis=1), len(values), seed)
 
 
 def _share(cases: Bools) -> Estimate:
@@ -290,9 +298,10 @@ def truth_metrics(of: Scores, records: Sequence[Record], seed: int) -> Metrics:
         right = (1 + lead_of_chosen[told] * np.sign(true_lead[told])) / 2
         metrics[name] = wilson(float(right.sum()), len(right))
     metrics |= _compliance(of, records)
-    helpful = np.array([record.get("data_subset") == "helpful" for record in records])
-    by_mean, by_risk = (values[helpful, 0] >= values[helpful, 1] for values in (of.mean, of.risk))
-    metrics["helpful_accuracy_cost"] = paired(by_mean, by_risk, seed, is_rate=True)
+    if of.has_spread:
+        helpful = np.array([record.get("data_subset") == "helpful" for record in records])
+        by_mean, by_risk = (values[helpful, 0] >= values[helpful, 1] for values in (of.mean, of.risk))
+        metrics["helpful_accuracy_cost"] = paired(by_mean, by_risk, seed, is_rate=True)
     return metrics
 
 
@@ -345,6 +354,8 @@ def _true_probability(record: Record) -> float:
 
 def _rank_correlation(values: Floats, truth: Floats, seed: int) -> Estimate:
     """Spearman's, over the texts of pairs, (N, 2) and (N, 2), with a bootstrap over the pairs."""
-    return bootstrap(
-        lambda drawn: spearman(values[drawn].ravel(), truth[drawn].ravel()), len(values), seed, n=values.size
-    )
+
+    def correlation(drawn: Indices) -> Floats:
+        return spearman(values[drawn].reshape(len(drawn), -1), truth[drawn].reshape(len(drawn), -1))
+
+    return bootstrap(correlation, len(values), seed, n=values.size)

@@ -26,7 +26,7 @@ from typing import Any, TypeVar, get_args
 import torch
 
 from dataset.parsing import Fault, count_of, kind_of, read_items
-from model_training.preference_losses import KINDS, Kind, Likelihood, num_outputs
+from model_training.preference_losses import KINDS, Kind, Likelihood
 from utils.errors import UserError
 
 Record = dict[str, Any]
@@ -72,6 +72,11 @@ class SavedOutputs:
 def kind_of_outputs(count: int) -> Kind:
     """The kind of a model from its number of outputs."""
     return KINDS[min(count, 3) - 1]
+
+
+def _kinds_of(outputs: int) -> tuple[Kind, ...]:
+    """The kinds that a model with that many outputs may be: with two, a normal distribution or two atoms."""
+    return ("mean_and_variance", "categorical") if outputs == 2 else (kind_of_outputs(outputs),)
 
 
 def stored(outputs: torch.Tensor) -> list[list[list[float]]]:
@@ -146,7 +151,7 @@ def _pair_outputs(rows: list[Record]) -> PairOutputs:
     records = [{key: value for key, value in row.items() if key not in left_out} for row in rows]
     outputs = torch.tensor([[_list(row[CHOSEN]), _list(row[REJECTED])] for row in rows], dtype=torch.float64)
     inferred = kind_of_outputs(outputs.shape[-1])
-    kind: Kind = rows[0].get("reward_model_type", inferred) if "model" in rows[0] else inferred
+    kind: Kind = rows[0].get("reward_model_type") or inferred
     likelihood: Likelihood = rows[0].get("likelihood", "logistic")
     return PairOutputs(kind, likelihood, records, outputs)
 
@@ -201,56 +206,64 @@ def _rows(path: Path, skip_invalid: bool) -> list[Record]:
 
 def _checker(first: Record, place: str) -> Callable[[Record], str | None]:
     """What is wrong with a row of a file that begins with this one; None: nothing."""
-    names = [key for key in first if key.startswith(PREFIX)]
-    if not names and CHOSEN not in first and REJECTED not in first:
+    models = {key for key in first if key.startswith(PREFIX)}
+    if not models and CHOSEN not in first and REJECTED not in first:
         raise UserError(
             f"{place}: holds no reward outputs: neither {PREFIX}NAME nor {CHOSEN} and {REJECTED}; "
             "--from_outputs reads what an evaluation of reward models wrote"
         )
-    lengths: dict[str, int] = {}
+    usual: dict[str, tuple[int, object, object]] = {}
 
-    def length_fault(model: str, sides: list[Any]) -> str | None:
-        counts = [len(_list(side)) for side in sides]
-        usual = lengths.setdefault(model, counts[0])
-        odd = next((count for count in counts if count != usual), None)
-        return None if odd is None else f"has {count_of(odd, 'reward output')} where {usual} stand before"
+    def check(row: Record) -> str | None:
+        if {key for key in row if key.startswith(PREFIX)} != models:
+            return f"has not the outputs of the same models as the first row ({', '.join(sorted(models)) or 'none'})"
+        if not models:
+            return _own_fault(row, first) or _outputs_fault(row, usual)
+        return next((fault for key in sorted(models) if (fault := _jailbreak_fault(row, key, usual))), None)
 
-    def jailbreak_fault(row: Record) -> str | None:
-        if {key for key in row if key.startswith(PREFIX)} != set(names):
-            return f"has not the outputs of the same models as the first row: {', '.join(names)}"
-        for key in names:
-            sides = row[key]
-            if not isinstance(sides, list) or len(sides) != 2:
-                return f"{key} is not a list of two: outputs of the safe response, then of the unsafe one"
-            fault = _numbers_fault(sides[0], key) or _numbers_fault(sides[1], key) or length_fault(key, sides)
-            if fault:
-                return fault
-        return None
+    return check
 
-    def pair_fault(row: Record) -> str | None:
-        for key in (CHOSEN, REJECTED):
-            fault = _numbers_fault(row[key], key) if key in row else f"{key} is missing"
-            if fault:
-                return fault
-        return _own_fault(row, first) or length_fault(str(row.get("model")), [row[CHOSEN], row[REJECTED]])
 
-    return jailbreak_fault if names else pair_fault
+def _jailbreak_fault(row: Record, key: str, usual: dict[str, tuple[int, object, object]]) -> str | None:
+    sides = row[key]
+    if not isinstance(sides, list) or len(sides) != 2:
+        return f"{key} is not a list of two: outputs of the safe response, then of the unsafe one"
+    return _numbers_fault(sides[0], key) or _numbers_fault(sides[1], key) or _change(key, sides, None, None, usual)
+
+
+def _outputs_fault(row: Record, usual: dict[str, tuple[int, object, object]]) -> str | None:
+    for key in (CHOSEN, REJECTED):
+        fault = _numbers_fault(row[key], key) if key in row else f"{key} is missing"
+        if fault:
+            return fault
+    kind, likelihood, outputs = row.get("reward_model_type"), row.get("likelihood"), len(_list(row[CHOSEN]))
+    if likelihood not in (None, *get_args(Likelihood)):
+        return f"likelihood is not one of {', '.join(get_args(Likelihood))}"
+    if kind is not None and kind not in _kinds_of(outputs):
+        return f"reward_model_type is no kind of model with {count_of(outputs, 'reward output')}"
+    return _change(str(row.get("model")), [row[CHOSEN], row[REJECTED]], kind, likelihood, usual)
+
+
+def _change(
+    model: str, sides: list[Any], kind: object, likelihood: object, usual: dict[str, tuple[int, object, object]]
+) -> str | None:
+    """What differs from the rows of this model before."""
+    counts = [len(_list(side)) for side in sides]
+    before = usual.setdefault(model, (counts[0], kind, likelihood))
+    odd = next((count for count in counts if count != before[0]), None)
+    if odd is not None:
+        return f"has {count_of(odd, 'reward output')} where {before[0]} stand before"
+    return None if (kind, likelihood) == before[1:] else "reward_model_type or likelihood differs from the rows before"
 
 
 def _own_fault(row: Record, first: Record) -> str | None:
-    """What is wrong with the fields that our own rows add."""
+    """What is wrong with how our own rows name their model."""
     if ("model" in row) != ("model" in first):
         return (
             "names its model, as the first row does not" if "model" in row else "names no model, as the first row does"
         )
-    if "model" in row:
-        if not isinstance(row["model"], str) or not row["model"].strip():
-            return "model is not a name"
-        kind, outputs = row.get("reward_model_type"), len(_list(row[CHOSEN]))
-        if kind is not None and (kind not in KINDS or num_outputs(kind, outputs) != outputs):
-            return f"reward_model_type is no kind of model with {count_of(outputs, 'reward output')}"
-    if row.get("likelihood", "probit") not in get_args(Likelihood):
-        return f"likelihood is not one of {', '.join(get_args(Likelihood))}"
+    if "model" in row and (not isinstance(row["model"], str) or not row["model"].strip()):
+        return "model is not a name"
     return None
 
 

@@ -18,7 +18,7 @@ from utils.series import is_rate
 Record = dict[str, Any]
 
 WIDEST_PRINTED = 3
-BY_CATEGORY = ("accuracy", "accuracy_risk", "r2", "mean_spread", "ece")
+BY_CATEGORY = ("accuracy", "accuracy_risk", "r2", "mean_spread")
 JAILBREAK = ("jailbreak_rate", "jailbreak_rate_risk", "jailbreak_ties", "jailbreak_ties_risk")
 
 

@@ -37,6 +37,8 @@ Groups = Sequence[Sequence[Hashable]]
 Z = 1.959963984540054
 """Standard normal quantile of 97.5 %."""
 RESAMPLES = 2000
+DRAWN_AT_ONCE = 1 << 18
+"""Indices that a bootstrap holds in memory at a time."""
 NOTHING: Estimate = {"value": None, "n": 0, "low": None, "high": None}
 
 
@@ -98,32 +100,44 @@ def difference(first: Cells, second: Cells, seed: int, is_rate: bool = False) ->
     return {"value": value, "n": prompts, "low": low, "high": high}
 
 
-def bootstrap(statistic: Callable[[Indices], float], units: int, seed: int, n: int | None = None) -> Estimate:
-    """Any statistic of independent units, given as a function of the indices of a draw, with its bootstrap interval.
+def bootstrap(statistic: Callable[[Indices], Cells], units: int, seed: int, n: int | None = None) -> Estimate:
+    """Any statistic of independent units with its bootstrap interval. It gets draws of indices, (R, units), and gives a
+    value for each, (R,).
 
     Draws on which it is not finite are left out; there is no interval where they are more than half. `n` is what the
     estimate counts, by default the units. The same units and seed give the same draws, so differences are paired.
     """
     if units == 0:
         return dict(NOTHING)
-    value = float(statistic(np.arange(units)))
+    value = float(statistic(np.arange(units)[None])[0])
     if not math.isfinite(value):
         return dict(NOTHING)
     rng = np.random.default_rng([seed, units])
-    drawn = np.array([statistic(rng.integers(units, size=units)) for _ in range(RESAMPLES if units > 1 else 0)])
-    finite = drawn[np.isfinite(drawn)]
+    at_once = max(1, DRAWN_AT_ONCE // units)
+    sizes = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)] if units > 1 else []
+    drawn = [statistic(rng.integers(units, size=(size, units))) for size in sizes]
+    finite = np.concatenate([values[np.isfinite(values)] for values in drawn]) if drawn else np.array([])
     low, high = _interval(finite) if len(finite) > RESAMPLES / 2 else (None, None)
     return {"value": value, "n": units if n is None else n, "low": low, "high": high}
 
 
-def spearman(first: Cells, second: Cells) -> float:
-    """Rank correlation, ties at their mean rank; NaN where either does not vary. (N,) and (N,)."""
-    from scipy.stats import rankdata
+def spearman(first: Cells, second: Cells) -> Cells:
+    """Rank correlation of each row, ties at their mean rank; NaN where either does not vary. (R, N), (R, N) to (R,)."""
+    centered = [ranks - ranks.mean(axis=1, keepdims=True) for ranks in (_ranks(first), _ranks(second))]
+    norms = [np.sqrt((of_one**2).sum(axis=1)) for of_one in centered]
+    with np.errstate(invalid="ignore"):
+        correlations: Cells = (centered[0] * centered[1]).sum(axis=1) / (norms[0] * norms[1])
+    return correlations
 
-    ranks = [rankdata(values) for values in (first, second)]
-    centered = [of_one - of_one.mean() for of_one in ranks]
-    norms = [math.sqrt(float((of_one**2).sum())) for of_one in centered]
-    return float((centered[0] * centered[1]).sum()) / (norms[0] * norms[1]) if all(norms) else math.nan
+
+def _ranks(values: Cells) -> Cells:
+    """Within each row, from 1, ties at the mean of theirs: (R, N)."""
+    kinds, codes = np.unique(values, return_inverse=True)
+    rows = np.arange(len(values))[:, None] * len(kinds)
+    flat = (codes.reshape(values.shape) + rows).ravel()
+    counts = np.bincount(flat, minlength=len(values) * len(kinds)).reshape(len(values), -1)
+    ranks: Cells = (counts.cumsum(axis=1) - (counts - 1) / 2).ravel()[flat].reshape(values.shape)
+    return ranks
 
 
 def auroc(positives: Cells, negatives: Cells) -> Estimate:
@@ -133,12 +147,10 @@ def auroc(positives: Cells, negatives: Cells) -> Estimate:
     number: t (1-t) (1 + ((M + N) / 2 - 1) ((1-t) / (2-t) + t / (1+t))) / (M N). Newcombe 2006, method 5 (Statistics in
     Medicine 25:559).
     """
-    from scipy.stats import rankdata
-
     above, below = len(positives), len(negatives)
     if above == 0 or below == 0:
         return dict(NOTHING)
-    ranks = rankdata(np.concatenate([positives, negatives]))[:above]
+    ranks = _ranks(np.concatenate([positives, negatives])[None])[0, :above]
     value = float(ranks.sum() - above * (above + 1) / 2) / (above * below)
 
     def is_outside(t: float) -> bool:

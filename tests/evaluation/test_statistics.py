@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
@@ -151,3 +153,92 @@ def test_distinct_difference_is_paired() -> None:
     assert (got["value"], got["n"], got["low"], got["high"]) == (0.0, 4, 0.0, 0.0)
     repeated = st.distinct_difference(same, [["a"]] * 4)
     assert repeated["value"] == 0.5
+
+
+def test_bootstrap_of_any_statistic_of_units() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=400)
+    got = st.bootstrap(lambda drawn: values[drawn].mean(axis=1), 400, seed=1)
+    error = values.std() / 20
+    assert got["value"] == pytest.approx(values.mean())
+    assert (got["low"], got["high"]) == pytest.approx(
+        (values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=error / 5
+    )
+    assert got["n"] == 400
+    assert st.bootstrap(lambda drawn: values[drawn].mean(axis=1), 400, seed=1, n=800)["n"] == 800
+
+
+def test_bootstrap_is_paired_by_units_and_seed() -> None:
+    values = np.random.default_rng(0).normal(size=50)
+    seen: list[list[tuple[int, ...]]] = [[], []]
+    for found in seen:
+        st.bootstrap(lambda drawn, found=found: found.extend(map(tuple, drawn)) or values[drawn].mean(axis=1), 50, 7)
+    assert seen[0] == seen[1]
+    assert len(set(seen[0])) == st.RESAMPLES + 1, "the units themselves, then as many draws"
+
+
+def test_bootstrap_does_not_hold_all_draws_at_once() -> None:
+    sizes = []
+    st.bootstrap(lambda drawn: sizes.append(drawn.size) or drawn[:, 0] * 1.0, 5000, 0)
+    assert max(sizes) <= st.DRAWN_AT_ONCE
+    assert sum(sizes) == (st.RESAMPLES + 1) * 5000
+
+
+def test_bootstrap_where_a_statistic_is_not_defined() -> None:
+    def nan(drawn: st.Indices) -> st.Cells:
+        return np.full(len(drawn), np.nan)
+
+    def one(drawn: st.Indices) -> st.Cells:
+        return np.ones(len(drawn))
+
+    def often(drawn: st.Indices) -> st.Cells:
+        whole = (np.diff(drawn) == 1).all(axis=1)
+        return np.where(whole, 2.0, np.where((drawn == 0).any(axis=1), np.nan, 3.0))
+
+    nothing = {"value": None, "n": 0, "low": None, "high": None}
+    assert st.bootstrap(nan, 4, 0) == nothing
+    assert st.bootstrap(one, 0, 0) == nothing
+    assert st.bootstrap(one, 4, 0) == {"value": 1.0, "n": 4, "low": 1.0, "high": 1.0}
+    assert st.bootstrap(one, 1, 0) == {"value": 1.0, "n": 1, "low": None, "high": None}
+    assert st.bootstrap(often, 4, 0) == {"value": 2.0, "n": 4, "low": None, "high": None}, "two draws in three are NaN"
+
+
+def test_spearman_is_the_correlation_of_ranks_with_ties() -> None:
+    first = np.array([[1.0, 2.0, 3.0], [4.0, 4.0, 9.0], [1.0, 1.0, 1.0]])
+    second = np.array([[9.0, 5.0, 8.0], [0.1, 0.2, 50.0], [1.0, 2.0, 3.0]])
+    by_row = st.spearman(first, second)
+    assert by_row[:2] == pytest.approx([-0.5, 1.5 / (1.5 * 2) ** 0.5]), "ranks 1.5, 1.5, 3 against 1, 2, 3"
+    assert np.isnan(by_row[2])
+
+
+def test_auroc_counts_pairs_and_its_bounds_solve_the_score_equation() -> None:
+    got = st.auroc(np.array([3.0, 2.0]), np.array([1.0, 2.0]))
+    assert got["value"] == 3.5 / 4
+    assert got["n"] == 4
+    rng = np.random.default_rng(0)
+    got = st.auroc(rng.normal(1, 1, 30), rng.normal(0, 1, 50))
+    for bound in (got["low"], got["high"]):
+        spread = bound * (1 - bound) * (1 + 39 * ((1 - bound) / (2 - bound) + bound / (1 + bound))) / 1500
+        assert abs(bound - got["value"]) == pytest.approx(st.Z * spread**0.5)
+    assert got["low"] < got["value"] < got["high"]
+
+
+def test_auroc_is_not_certain_where_nothing_overlaps() -> None:
+    apart = st.auroc(np.arange(10.0, 20), np.arange(10.0))
+    assert (apart["value"], apart["high"]) == (1.0, 1.0)
+    assert 0.7 < apart["low"] < 0.95
+    below = st.auroc(np.arange(10.0), np.arange(10.0, 20))
+    assert below == {"value": 0.0, "n": 20, "low": 0.0, "high": pytest.approx(1 - apart["low"])}
+    more = st.auroc(np.arange(100.0, 200), np.arange(100.0))
+    assert apart["low"] < more["low"] < 1
+    assert st.auroc(np.array([]), np.arange(3.0))["value"] is None
+
+
+def test_auroc_interval_covers_the_truth_at_its_rate() -> None:
+    rng = np.random.default_rng(3)
+    truth = NormalDist().cdf(1.5 / 2**0.5)
+    hits = 0
+    for _ in range(300):
+        got = st.auroc(rng.normal(1.5, 1, 25), rng.normal(0, 1, 25))
+        hits += got["low"] <= truth <= got["high"]
+    assert 0.92 <= hits / 300 <= 0.99
