@@ -51,7 +51,10 @@ def is_writer() -> bool:
 
 
 def open_stage(
-    task: str, config: TrainConfig | TrainPreferenceConfig, dataset_path: str, dataset_sha256: str | None = None
+    task: str,
+    config: TrainConfig | TrainPreferenceConfig,
+    dataset_path: str | None,
+    dataset_sha256: str | None = None,
 ) -> Path:
     """Claim the run directory: the run in it is continued if `--resume` finds one. For the dataset see `open_run`."""
     from utils.runs import MANIFEST, open_run
