@@ -53,6 +53,7 @@ from evaluation.preference_outputs import (
     read_outputs,
     stored,
 )
+from evaluation.preference_scoring import about, read_inputs, scored
 from evaluation.preference_tables import printed
 from model_training.models import set_threads
 from model_training.preference_config import EvaluatePreferenceConfig
@@ -82,22 +83,21 @@ def evaluate(config: EvaluatePreferenceConfig) -> None:
         raise UserError(
             "give either --reward_model_checkpoints, models to load, or --from_outputs, their saved outputs"
         )
-    folder = output_folder(config)
     set_threads(config.threads)
-    found, abouts = loaded(config)
+    if config.from_outputs:
+        _keep_what_models_gave(config)
+        found, abouts = saved(config), {}
+        folder = output_folder(config)
+    else:
+        inputs = read_inputs(config)
+        folder, abouts = output_folder(config), about(inputs)
+        found = scored(config, inputs)
     names = dict.fromkeys([*found.pairs, *found.jailbreaks])
     models = {name: measured(found, name, abouts.get(name, {}), config.alpha) for name in names}
     report = summary(config, models)
     write(folder, report, models)
     print(printed(report))
     print(f"\n{folder / REPORT}: these numbers, by category too; the raw rows stand beside it")
-
-
-def loaded(config: EvaluatePreferenceConfig) -> tuple[SavedOutputs, dict[str, dict[str, Any]]]:
-    """The raw outputs, saved or of models that are loaded for it, and what is known of each model."""
-    from evaluation.preference_scoring import scored
-
-    return (saved(config), {}) if config.from_outputs else scored(config)
 
 
 # --- saved outputs ----------------------------------------------------------------------------------------------------
@@ -203,20 +203,24 @@ def _records(model: Measured) -> list[Record]:
 
 
 def output_folder(config: EvaluatePreferenceConfig) -> Path:
-    """OUTPUT_DIR/evaluation, made before the work; refused where saved outputs would replace what models gave."""
+    """OUTPUT_DIR/evaluation, made before the work, so that a disk that takes nothing is known at once."""
     folder = Path(config.output_dir) / "evaluation"
-    if config.from_outputs:
-        targets = {(folder / name).resolve() for name in (ITEMS, JAILBREAKS)}
-        for path in config.from_outputs:
-            if Path(path).resolve() in targets:
-                raise UserError(f"--from_outputs {path}: it would be written anew; give another --output_dir")
-        if _is_of_models(folder / REPORT):
-            raise UserError(f"{folder / REPORT} was measured on loaded models and is kept; give another --output_dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(folder, error) from error
     return folder
+
+
+def _keep_what_models_gave(config: EvaluatePreferenceConfig) -> None:
+    """Refuse to write onto the saved outputs themselves, or over what models were loaded for."""
+    folder = Path(config.output_dir) / "evaluation"
+    targets = {(folder / name).resolve() for name in (ITEMS, JAILBREAKS)}
+    for path in config.from_outputs:
+        if Path(path).resolve() in targets:
+            raise UserError(f"--from_outputs {path}: it would be written anew; give another --output_dir")
+    if _is_of_models(folder / REPORT):
+        raise UserError(f"{folder / REPORT} was measured on loaded models and is kept; give another --output_dir")
 
 
 def _is_of_models(report: Path) -> bool:

@@ -175,6 +175,8 @@ def _list(value: Any) -> list[float]:
 
 def _rows(path: Path, skip_invalid: bool) -> list[Record]:
     """The rows of a file, all of one form, each model with one number of outputs."""
+    if not path.exists():
+        raise UserError(f"--from_outputs {path}: there is no such file; check the name")
     good: list[Record] = []
     faults: list[Fault] = []
     check: Callable[[Record], str | None] | None = None

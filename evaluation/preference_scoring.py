@@ -1,6 +1,7 @@
 """Raw outputs of trained reward models, loaded one at a time, on the same held-out pairs and jailbreak rows.
 
-    outputs, abouts = scored(config)
+    inputs = read_inputs(config)
+    outputs = scored(config, inputs)
 
 Pairs that are longer than the `--max_length` of a model's training are left out for all, and counted. Outputs are
 rounded to what a file keeps (nine digits), so that saved rows give the same numbers again.
@@ -12,6 +13,7 @@ import gc
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,38 +45,60 @@ BATCHES_AT_ONCE = 16
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def scored(config: EvaluatePreferenceConfig) -> tuple[SavedOutputs, dict[str, dict[str, Any]]]:
-    """The outputs of each model on the pairs of --data_path and the rows of --jailbreak_path; and where each came from.
+@dataclass(frozen=True)
+class Inputs:
+    """What is scored, and by whom: directories of adapters by the name of the model."""
+
+    checkpoints: dict[str, str]
+    folders: dict[str, Path]
+    records: list[Record]
+    rows: list[Record]
+
+
+def read_inputs(config: EvaluatePreferenceConfig) -> Inputs:
+    """The pairs of --data_path and the rows of --jailbreak_path; refuses what no model needs to be loaded for.
 
     Raises:
-        UserError: names or checkpoints that are wrong, nothing to measure, or data that the models cannot read.
-        WorkError: an output is not finite.
+        UserError: names or checkpoints that are wrong, faulty data, pairs of another form than the models', or nothing.
     """
     checkpoints = dict(zip(checkpoint_names(config), config.reward_model_checkpoints, strict=True))
     folders = {name: reward_model_folder(path) for name, path in checkpoints.items()}
-    abouts = {}
-    for name, folder in folders.items():
-        weights = folder / "adapter_model.safetensors"
-        abouts[name] = {"checkpoint": checkpoints[name], "adapter_sha256": sha256_file(weights)}
     records = within_length(chosen_pairs(config), folders) if config.data_path else []
     path, skip = config.jailbreak_path, config.skip_invalid
     rows = load_records(path, jailbreak_fault, skip_invalid=skip) if path else []
     if not records and not rows:
         raise UserError("nothing to measure: give --data_path, --jailbreak_path or both")
+    return Inputs(checkpoints, folders, records, rows)
+
+
+def scored(config: EvaluatePreferenceConfig, inputs: Inputs) -> SavedOutputs:
+    """The outputs of each model, one loaded at a time; a WorkError if one is not finite."""
     pairs, jailbreaks = {}, {}
-    for number, (name, folder) in enumerate(folders.items()):
+    for number, (name, folder) in enumerate(inputs.folders.items()):
         if number:
             _free_memory()
         model = load_reward_model(folder, config.model_name)
         size = config.per_device_eval_batch_size
-        if records:
-            outputs = outputs_of(model, records, size, name)
-            pairs[name] = PairOutputs(model.kind, model.likelihood, records, outputs)
-        if rows:
-            both = [as_pair(row, model.form) for row in rows]
-            jailbreaks[name] = JailbreakOutputs(model.kind, rows, outputs_of(model, both, size, f"{name}, jailbreaks"))
+        if inputs.records:
+            outputs = outputs_of(model, inputs.records, size, name)
+            pairs[name] = PairOutputs(model.kind, model.likelihood, inputs.records, outputs)
+        if inputs.rows:
+            both = [as_pair(row, model.form) for row in inputs.rows]
+            outputs = outputs_of(model, both, size, f"{name}, jailbreaks")
+            jailbreaks[name] = JailbreakOutputs(model.kind, inputs.rows, outputs)
         del model
-    return SavedOutputs(pairs, jailbreaks), abouts
+    return SavedOutputs(pairs, jailbreaks)
+
+
+def about(inputs: Inputs) -> dict[str, dict[str, Any]]:
+    """Where each model came from, for the report."""
+    return {
+        name: {
+            "checkpoint": inputs.checkpoints[name],
+            "adapter_sha256": sha256_file(folder / "adapter_model.safetensors"),
+        }
+        for name, folder in inputs.folders.items()
+    }
 
 
 def _free_memory() -> None:

@@ -255,6 +255,7 @@ def test_what_cannot_be_evaluated_is_refused(run: Any, tmp_path: Path) -> None:
             run("base", "mv=2", **options)
     with pytest.raises(UserError, match="either --reward_model_checkpoints"):
         run()
+    assert not (tmp_path / "out").exists()
     for row, message in (
         ({"prompt": "Hi", "responses": ["a"]}, "record 1.*responses is not a list of two"),
         ({"prompt": "Hi", "responses": ["a", ""]}, "an empty one"),
@@ -325,6 +326,9 @@ def test_saved_outputs_that_cannot_be_measured_together(tmp_path: Path) -> None:
         saved(tmp_path, {"1.jsonl": first, "2.jsonl": [{"id": 1, "reward_outputs_b": [[1], [2]]}]})
     with pytest.raises(UserError, match="--jailbreak_path is scored by models"):
         saved(tmp_path, {"1.jsonl": first}, jailbreak_path="x.jsonl")
+    with pytest.raises(UserError, match="--from_outputs none.jsonl: there is no such file"):
+        saved(tmp_path, {}, from_outputs=["none.jsonl"])
+    assert not (tmp_path / "saved").exists()
 
 
 def test_texts_are_shown_without_what_a_terminal_obeys(tmp_path: Path, capsys: Any) -> None:

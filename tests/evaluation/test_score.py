@@ -128,6 +128,7 @@ def test_json_lines_from_standard_input(run: Any, monkeypatch: pytest.MonkeyPatc
     assert first["wins"][0] is None and first["wins"][1] + second["wins"][0] == pytest.approx(1)
     assert [(row["best_by_mean"], row["best_by_risk"]) for row in (first, second)] == [(True, False), (False, True)]
     assert rows[0]["spread"] is None and rows[0]["risk"] == 1.0
+    assert rows[5]["mean"] == pytest.approx(0.1), "each question gets its own outputs"
 
 
 def test_nothing_that_a_terminal_obeys_is_printed(run: Any) -> None:
