@@ -63,7 +63,7 @@ def read_inputs(config: EvaluatePreferenceConfig) -> Inputs:
     """
     checkpoints = dict(zip(checkpoint_names(config), config.reward_model_checkpoints, strict=True))
     folders = {name: reward_model_folder(path) for name, path in checkpoints.items()}
-    records = within_length(chosen_pairs(config), folders) if config.data_path else []
+    records = chosen_pairs(config, folders) if config.data_path else []
     path, skip = config.jailbreak_path, config.skip_invalid
     rows = load_records(path, jailbreak_fault, skip_invalid=skip) if path else []
     if not records and not rows:
@@ -129,14 +129,14 @@ def within_length(records: list[Record], folders: dict[str, Path]) -> list[Recor
     return [records[place] for place in sorted(kept)]
 
 
-def chosen_pairs(config: EvaluatePreferenceConfig) -> list[Record]:
-    """The pairs of --split, as many as --num_pairs says."""
-    loaded = load_pairs(config.data_path, config.data_subset, skip_invalid=config.skip_invalid)
+def chosen_pairs(config: EvaluatePreferenceConfig, folders: dict[str, Path]) -> list[Record]:
+    """The pairs of --split that are not too long for a model, as many as --num_pairs says."""
+    loaded = load_pairs(config.data_path, config.data_subset, skip_invalid=config.skip_invalid, seed=config.seed)
     found = [record for record in loaded if record["split"] == config.split]
     if not found:
         there = ", ".join(sorted({record["split"] for record in loaded}))
         raise UserError(f"--split {config.split}: --data_path has no such pair; it has: {there}")
-    return drawn(found, config.num_pairs, config.seed)
+    return drawn(within_length(found, folders), config.num_pairs, config.seed)
 
 
 def outputs_of(model: RewardModel, records: list[Record], batch_size: int, label: str) -> torch.Tensor:
