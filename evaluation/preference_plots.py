@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation import synthetic_report
 from evaluation.statistics import wilson
 from utils.errors import UserError
 from utils.files import read_jsonl, write_atomic
@@ -122,6 +123,8 @@ def task_of(run: Run) -> str | None:
 
 def draw(run: Run, say: Callable[[str], None] = lambda line: None) -> dict[str, bytes]:
     """The PNGs that a directory has the numbers for, by file name; `say` hears of the others, and why."""
+    if synthetic_report.is_synthetic(run):
+        return synthetic_report.draw(run, say)
     models = models_of(run)
     items = read_items(run.path, models)
     styles = styles_of(list(models))

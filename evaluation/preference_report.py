@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.pair_forms import ASSISTANT_TURN
+from evaluation import synthetic_report
 from evaluation.preference_plots import (
     ITEMS,
     RISK_AVERSE,
@@ -74,6 +75,8 @@ def live_page(directory: Path) -> Callable[[Run, str], str]:
 
 def contents_of(run: Run, pictures: dict[str, bytes]) -> Contents:
     """What the page of this directory says."""
+    if synthetic_report.is_synthetic(run):
+        return synthetic_report.contents_of(run, pictures)
     models = models_of(run)
     alone = not run.manifest and not run.stages
     checkpoints = [str(model["checkpoint"]) for model in models.values() if model.get("checkpoint")]

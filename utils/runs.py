@@ -59,6 +59,7 @@ RUN_FILES = (
     "spread_by_subset.png",
     "risk_curve.png",
     "reliability.png",
+    "figure.png",
     "training_report.html",
     "tensorboard",
     "wandb",

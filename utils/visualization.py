@@ -153,6 +153,7 @@ class Contents:
     title: str | None = None
     verdict: list[str] = field(default_factory=list)
     held_out: list[Tile] | None = None
+    held_out_title: str = "Held-out result"
     held_out_note: str = "The trained model on queries it never saw, with 95 % intervals."
     training: list[Tile] | None = None
     training_note: str = (

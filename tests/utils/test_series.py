@@ -16,6 +16,7 @@ from utils.series import (
     Series,
     Stage,
     ends,
+    is_count,
     is_rate,
     load_run,
     panels,
@@ -25,7 +26,6 @@ from utils.series import (
     thin,
     trace,
 )
-from utils.tables import category_tables, evaluation_table, failure_table, paired_table
 
 
 def run_of(tmp_path: Path, rows: list[dict[str, object]]) -> Run:
@@ -169,36 +169,37 @@ def test_completions_are_sampled_evenly(count: int, most: int) -> None:
         assert (steps[0], steps[-1]) == (0, count - 1) and max(gaps) - min(gaps) <= 1
 
 
-def test_evaluation_tables(tmp_path: Path) -> None:
-    evaluation = load_run(make_run(tmp_path)).evaluation
-    assert evaluation is not None
-    table = evaluation_table(evaluation)
-    assert table.columns == ["base", "adapter", "warmup"]
-    metric, cells = table.rows[0]
-    assert metric == "strict_format_rate" and cells[1] is not None
-    assert (cells[1].value, cells[1].n) == (0.988, 240) and cells[1].low == pytest.approx(0.974)
-    paired = paired_table(evaluation)
-    assert paired.columns == ["adapter - base", "adapter - warmup"]
-    assert [cell.excludes_zero for cell in paired.rows[0][1] if cell] == [True, False]
-    categories = dict(category_tables(evaluation))
-    assert len(categories["adapter"].rows) == 8 and categories["adapter"].columns[0] == "strict_format_rate"
-    assert failure_table(evaluation) == (
-        ["base", "adapter", "warmup"],
-        [("hidden_not_closed", [0, 3, 3]), ("no_tags", [231, 0, 0]), ("text_outside", [6, 0, 0])],
-    )
+def test_held_out_rows_make_series_of_their_own(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"step": 10, "split": "train", "loss": 0.7, "accuracy": 0.5},
+        {"step": 20, "split": "train", "loss": 0.6, "accuracy": 0.6, "pairs_per_s": 12.0},
+        {"step": 20, "split": "eval", "loss": 0.65, "accuracy": 0.55},
+    ]
+    run = run_of(tmp_path, rows)
+    assert run.series["loss"] == Series((10, 20), (0.7, 0.6))
+    assert run.series["eval/loss"] == Series((20,), (0.65,))
+    assert run.stages == (Stage("train", 10, 20),)
+    found = {panel.key: panel for panel in panels(run)}
+    assert list(found) == ["loss/train", "accuracy", "pairs_per_s"]
+    assert found["loss/train"].held_out == Series((20,), (0.65,)) and found["loss/train"].title == "Loss"
+    assert found["accuracy"].held_out == Series((20,), (0.55,)) and found["accuracy"].step_range == (10, 20)
+    assert found["pairs_per_s"].held_out is None
 
 
-def test_a_metric_that_one_model_lacks_is_an_empty_cell() -> None:
-    evaluation = {"models": {"a": {"metrics": {"x": {"value": 1, "n": 2}}}, "b": {"metrics": {"x": {"value": None}}}}}
-    (_, (mine, other)) = evaluation_table(evaluation).rows[0]
-    assert mine is not None and mine.low is None and not mine.excludes_zero and other is None
-    assert paired_table(evaluation).rows == []
+def test_a_run_shows_the_evaluation_of_its_own_task_alone(tmp_path: Path) -> None:
+    run = make_run(tmp_path, sft_steps=1, grpo_steps=1)
+    (run / "evaluation" / "aaa.json").write_text("no evaluation at all")
+    assert load_run(run).evaluation is not None
+    (run / "evaluation" / "secret.json").unlink()
+    assert load_run(run).evaluation is None
 
 
 def test_names() -> None:
     assert reward_title("visible_quality_reward_func") == "Visible quality"
     assert reward_title("format") == "Format" and reward_title("_reward_func") == "_reward_func"
     assert is_rate("strict_format_rate") and is_rate("tag_recall") and is_rate("tag_fpr_hard")
+    assert is_rate("accuracy_risk") and is_rate("jailbreak_rate_risk") and not is_rate("r2") and not is_rate("ece")
+    assert is_count("ties") and is_count("jailbreak_ties_risk") and not is_count("properties")
     assert not is_rate("mean_reward") and not is_rate("generated_words")
 
 

@@ -70,11 +70,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]
     (run / "checkpoints" / "checkpoint-1").mkdir(parents=True)
     (run / "checkpoints" / "checkpoint-1" / "state.json").write_text("OUTSIDE")
     (run / ".env").write_text("OUTSIDE")
+    for hidden in (".hidden.png", "checkpoints/picture.png"):
+        (run / hidden).write_bytes(b"OUTSIDE")
     (run / "evaluation" / "linked.jsonl").symlink_to(root / "outside.json")
     (run / "loss_curve.png").symlink_to(root / "secret.txt")
     (run / "evaluation" / "folder.jsonl").mkdir()
     os.mkfifo(run / "evaluation" / "pipe.jsonl")
     (run / "reward_components.png").write_bytes(b"\x89PNG\r\n")
+    (run / "risk_curve.png").write_bytes(b"\x89PNG\r\n")
     with serving(run) as port:
         yield run, port
 
@@ -91,6 +94,7 @@ def test_every_answer_carries_the_safety_headers(site: tuple[Path, int]) -> None
         headers = ask(site[1], path, host=host).headers
         assert headers["x-content-type-options"] == "nosniff" and "server" not in headers
         policy = headers["content-security-policy"]
+        assert "img-src 'self' data:;" in policy
         assert "default-src 'none'" in policy and "script-src 'sha256-" in policy and "script-src 'unsafe" not in policy
 
 
@@ -101,6 +105,7 @@ def test_every_answer_carries_the_safety_headers(site: tuple[Path, int]) -> None
         ("metrics.jsonl", "text/plain; charset=utf-8"),
         ("completions.jsonl", "text/plain; charset=utf-8"),
         ("reward_components.png", "image/png"),
+        ("risk_curve.png", "image/png"),
         ("evaluation/secret.json", "application/json"),
         ("evaluation/secret_items.jsonl", "text/plain; charset=utf-8"),
     ],
@@ -139,6 +144,8 @@ def test_the_runs_own_files_are_served_as_they_are(site: tuple[Path, int], name:
         "/checkpoints/checkpoint-1/state.json",
         "/.env",
         "/loss_curve.png",
+        "/.hidden.png",
+        "/checkpoints/picture.png",
         "/evaluation/linked.jsonl",
         "/evaluation/pipe.jsonl",
         "/evaluation/folder.jsonl",
