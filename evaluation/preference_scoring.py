@@ -131,7 +131,7 @@ def within_length(records: list[Record], folders: dict[str, Path]) -> list[Recor
 
 def chosen_pairs(config: EvaluatePreferenceConfig, folders: dict[str, Path]) -> list[Record]:
     """The pairs of --split that are not too long for a model, as many as --num_pairs says."""
-    loaded = load_pairs(config.data_path, config.data_subset, skip_invalid=config.skip_invalid, seed=config.seed)
+    loaded = load_pairs(config.data_path, config.data_subset, skip_invalid=config.skip_invalid)
     found = [record for record in loaded if record["split"] == config.split]
     if not found:
         there = ", ".join(sorted({record["split"] for record in loaded}))
