@@ -8,19 +8,17 @@ lacks, the page says, and which command adds it. Texts of pairs are untrusted, a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 from dataset.pair_forms import ASSISTANT_TURN
 from evaluation import synthetic_report
-from evaluation.preference_plots import (
+from evaluation.preference_numbers import (
     ITEMS,
     RISK_AVERSE,
     Models,
     curve_of,
-    draw,
     has_spread,
     is_known,
     measure_title,
@@ -30,7 +28,7 @@ from evaluation.preference_plots import (
 from utils.formatting import NBSP, interval, metric_label, metric_value, number
 from utils.series import HELD_OUT, Run, ends
 from utils.tables import Cell
-from utils.visualization import Contents, Grid, Passage, Picture, Section, Tile, render_report
+from utils.visualization import Contents, Grid, Passage, Picture, Section, Tile
 
 TILES = (
     "accuracy",
@@ -55,22 +53,6 @@ PICTURE_TEXTS = {
 }
 LONGEST_PROMPT = 600
 LONGEST_TITLE = 60
-
-
-def live_page(directory: Path) -> Callable[[Run, str], str]:
-    """How the server makes the page anew: pictures only when the evaluation has changed, which is seldom."""
-    drawn: dict[tuple[tuple[str, int, int], ...], dict[str, bytes]] = {}
-
-    def page(run: Run, version: str) -> str:
-        files = sorted((directory / "evaluation").glob("*.json*"))
-        state = tuple((file.name, (status := file.stat()).st_mtime_ns, status.st_size) for file in files)
-        if state not in drawn:
-            pictures = draw(run)
-            drawn.clear()
-            drawn[state] = pictures
-        return render_report(run, version, contents_of(run, drawn[state]))
-
-    return page
 
 
 def contents_of(run: Run, pictures: dict[str, bytes]) -> Contents:

@@ -57,8 +57,7 @@ def write_plots(run: Run, directory: Path) -> list[Path]:
 
 def plot(run: Run, of_plot: Sequence[Panel], columns: int) -> bytes:
     """One picture of these panels, at most `columns` side by side."""
-    columns = min(columns, len(of_plot))
-    rows = math.ceil(len(of_plot) / columns)
+    rows, columns = layout(len(of_plot), columns)
     cell = (4.6, 3.1) if len(of_plot) <= 2 else (3.9, 2.35)
     with drawing(cell[0] * columns, cell[1] * rows + 0.6) as (figure, picture):
         axes = figure.subplots(rows, columns, squeeze=False)
@@ -68,6 +67,12 @@ def plot(run: Run, of_plot: Sequence[Panel], columns: int) -> bytes:
             ax.set_axis_off()
         _caption(figure, run, of_plot)
     return picture.getvalue()
+
+
+def layout(count: int, most: int) -> tuple[int, int]:
+    """Rows and columns for so many panels, at most so many side by side, the rows as full as they go."""
+    rows = math.ceil(count / most)
+    return rows, math.ceil(count / rows)
 
 
 @contextmanager

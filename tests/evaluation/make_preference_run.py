@@ -8,7 +8,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+from evaluation.preference_report import contents_of
 from evaluation.statistics import wilson
+from tests.utils.test_visualization import Page
+from utils.series import load_run
+from utils.visualization import render_report
 
 KINDS = {"base": "base", "mv": "mean_and_variance", "cat": "categorical"}
 ALPHAS = (0.001, 0.01, 0.1, 0.5)
@@ -74,6 +78,12 @@ def edit(directory: Path, change: Any) -> Json:
     change(report)
     path.write_text(json.dumps(report))
     return report
+
+
+def page_of(directory: Path) -> Page:
+    """The page without its pictures, which take their time."""
+    run = load_run(directory)
+    return Page(render_report(run, contents=contents_of(run, {})))
 
 
 def _items(name: str, pairs: int, rng: random.Random) -> list[Json]:
