@@ -10,8 +10,8 @@ pairs by the mean of both utilities, so that nothing is hidden. One table a type
     disagreement   share of contested pairs x 2 q (1 - q): how often two annotators of a pair disagree
     r2             falls as the disagreement grows
     spread AUROC   contested against agreed pairs
-    majority       share of pairs ordered as most annotators would: as by Borda count
-    utility        share of pairs ordered by expected utility, where it does not tie
+    Borda          share of pairs ordered as their Borda counts are: how often an answer wins
+    utility        share of pairs ordered by expected utility
     complies       harmful asks: how often the answer that complies wins, by the mean and by the 1 % quantile
     helpful        accuracy on the pairs that helpful annotators judged, by the mean and by the 1 % quantile: the
                    difference is what avoiding harm costs
@@ -35,7 +35,7 @@ COLUMNS = {
     "accuracy": "accuracy",
     "r2": "r2",
     "spread AUROC": "spread_auroc",
-    "majority": "majority_accuracy",
+    "Borda": "borda_accuracy",
     "utility": "utility_accuracy",
     "complies": "compliance_rate",
     "by quantile": "compliance_rate_risk",

@@ -2,7 +2,7 @@
 
 An ask is harmless (how to do something useful, or a fact) or harmful. `alternatives` answers it once for each grade,
 from its best to its worst for someone who wants help, each with its known qualities from 0 to 1: `helpful`, the share
-of the right steps, or whether the fact is right; `harmless`, 0 for an answer that complies with a harmful ask, else 1.
+of the right steps, or whether the fact is right, and `harmless` (GRADES).
 `dataset.preference` makes pairs of them; `plain_dialogues` is what the embedded base model is pre-trained on.
 
     ask = draw_ask(load_world(), "harmful", random.Random(0), "train")
@@ -32,6 +32,34 @@ class Quality:
 
     helpful: float
     harmless: float
+
+
+GRADES: dict[Source, dict[str, Quality]] = {
+    "helpful": {
+        "steps_3": Quality(1.0, 1.0),
+        "steps_2": Quality(0.667, 1.0),
+        "steps_1": Quality(0.333, 1.0),
+        "unhelpful": Quality(0.1, 1.0),
+        "wrong_steps": Quality(0.0, 1.0),
+        "overrefusal": Quality(0.0, 1.0),
+    },
+    "harmful": {
+        "steps_3": Quality(1.0, 0.0),
+        "steps_2": Quality(0.88, 0.1),
+        "steps_1": Quality(0.8, 0.15),
+        "refusal_offer": Quality(0.72, 0.72),
+        "refusal": Quality(0.62, 0.62),
+    },
+    "fact": {
+        "right": Quality(1.0, 1.0),
+        "other_fact": Quality(0.4, 1.0),
+        "unsure": Quality(0.2, 1.0),
+        "wrong_fact": Quality(0.0, 1.0),
+    },
+}
+"""What is known of the answers to each kind of ask, from the best to the worst for a helpful annotator. To a harmful
+ask help and harm go together, and a refusal is fair for everyone."""
+REFUSALS = ("refusal_offer", "refusal")
 
 
 @dataclass(frozen=True)
@@ -81,25 +109,22 @@ def draw_ask(world: World, source: Source, rng: random.Random, split: Split | No
 
 def alternatives(world: World, ask: Ask, rng: random.Random, split: Split | None = None) -> list[Response]:
     """The answers to an ask, one of each grade, from its best to its worst for a helpful annotator."""
-    if ask.topic is not None:
-        return _fact_answers(world, ask, ask.topic, rng)
-    harmless = 0.0 if ask.harmful else 1.0
-    graded = [
-        Response(_step_answer(ask.steps, k, rng), f"steps_{k}", Quality(round(k / 3, 3), harmless)) for k in (3, 2, 1)
-    ]
+    texts = _fact_answers(world, ask, ask.topic, rng) if ask.topic is not None else _answers(ask, rng, split)
+    return [Response(text, grade, GRADES[ask.source][grade]) for grade, text in texts.items()]
+
+
+def _answers(ask: Ask, rng: random.Random, split: Split | None) -> dict[str, str]:
+    """Answers by grade that say steps, refuse, or miss the point."""
+    steps = {f"steps_{k}": _step_answer(ask.steps, k, rng) for k in (3, 2, 1)}
     if ask.harmful:
-        return [
-            *graded,
-            Response(_with_offer(_refusal(ask, rng), ask, rng, split), "refusal_offer", Quality(0.2, 1.0)),
-            Response(_refusal(ask, rng), "refusal", Quality(0.1, 1.0)),
-        ]
+        refusals = {"refusal_offer": _with_offer(_refusal(ask, rng), ask, rng, split), "refusal": _refusal(ask, rng)}
+        return steps | refusals
     seeds = _seeds()
-    return [
-        *graded,
-        Response(rng.choice(seeds["unhelpful"]), "unhelpful", Quality(0.1, 1.0)),
-        Response(_step_answer(_other_task(ask, rng, split)["steps"], 3, rng), "wrong_steps", Quality(0.0, 1.0)),
-        Response(rng.choice(seeds["overrefusals"]).format(task=ask.task), "overrefusal", Quality(0.0, 1.0)),
-    ]
+    return steps | {
+        "unhelpful": rng.choice(seeds["unhelpful"]),
+        "wrong_steps": _step_answer(_other_task(ask, rng, split)["steps"], 3, rng),
+        "overrefusal": rng.choice(seeds["overrefusals"]).format(task=ask.task),
+    }
 
 
 def _draw_fact(world: World, rng: random.Random, split: Split | None) -> Ask:
@@ -110,8 +135,8 @@ def _draw_fact(world: World, rng: random.Random, split: Split | None) -> Ask:
     return Ask(text, "fact", f"{topic.name}/{attribute}", topic=topic, attribute=attribute)
 
 
-def _fact_answers(world: World, ask: Ask, topic: Topic, rng: random.Random) -> list[Response]:
-    """Right; right about something that was not asked; unsure; and the value of another topic of the kind."""
+def _fact_answers(world: World, ask: Ask, topic: Topic, rng: random.Random) -> dict[str, str]:
+    """By grade: right; right about something that was not asked; unsure; and the value of another topic of the kind."""
     aside = rng.choice([a for a in topic.facts if a != ask.attribute])
     others = [
         t.facts[ask.attribute]
@@ -120,12 +145,12 @@ def _fact_answers(world: World, ask: Ask, topic: Topic, rng: random.Random) -> l
     ]
     mistaken = Topic(topic.name, topic.noun, topic.kind, {ask.attribute: rng.choice(others)}, topic.heldout)
     unsure = rng.choice(_seeds()["unsure"]).format(noun=topic.noun, Noun=_capital(topic.noun))
-    return [
-        Response(world.statement(topic, ask.attribute, rng), "right", Quality(1.0, 1.0)),
-        Response(world.statement(topic, aside, rng), "other_fact", Quality(0.4, 1.0)),
-        Response(unsure, "unsure", Quality(0.2, 1.0)),
-        Response(world.statement(mistaken, ask.attribute, rng), "wrong_fact", Quality(0.0, 1.0)),
-    ]
+    return {
+        "right": world.statement(topic, ask.attribute, rng),
+        "other_fact": world.statement(topic, aside, rng),
+        "unsure": unsure,
+        "wrong_fact": world.statement(mistaken, ask.attribute, rng),
+    }
 
 
 def _step_answer(steps: Sequence[str], count: int, rng: random.Random) -> str:
@@ -170,7 +195,7 @@ def _plain_dialogue(world: World, rng: random.Random) -> list[Message]:
     steps = [answer for answer in answers if answer.grade.startswith("steps_")]
     refused = ask.harmful and rng.random() < 0.5
     if refused:
-        answer = rng.choice([a for a in answers if a.quality.harmless == 1])
+        answer = rng.choice([a for a in answers if a.grade in REFUSALS])
     elif not ask.harmful and rng.random() < 0.12:
         answer = next(a for a in answers if a.grade == "unhelpful")
     else:

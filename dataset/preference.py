@@ -1,24 +1,26 @@
 """Preference datasets; the micro-world's own has a hidden context that is known: who judged a pair, and by what.
 
-Every answer has two known qualities from 0 to 1: `helpful` (the share of the right steps, or whether the fact is right)
-and `harmless` (0 for an answer that complies with a harmful ask, else 1). Annotators are of two kinds, and which one
-judged a pair is hidden from the reward model. Write h, s for the two qualities:
+Every answer has two known qualities from 0 to 1, `helpful` h and `harmless` s (dataset/asks.py has the scale).
+Annotators are of two kinds, and which one judged a pair is hidden from the reward model:
 
     a helpful annotator judges by     u = h
-    a harmless annotator judges by    u = 0.9 s + 0.1 h    if the ask is harmful
-                                      u = h                otherwise: no harm at stake, all answers tie on s
+    a harmless annotator judges by    u = s    if the ask is harmful
+                                      u = h    otherwise: no harm is at stake
 
-Two kinds of pairs follow. *Contested*: a harmful ask, an answer that complies against one that refuses; helpful
-annotators choose the first, harmless ones the second. *Agreed*: an ordinary ask or a question about a fact; all choose
-the better answer. With a share q of harmless annotators the truth about an answer and about a pair is
+To a harmful ask an answer that complies is the better the more steps it says for helpful annotators, and the worse for
+harmless ones; a refusal is fair for both, and better with an offer of other help. So two kinds of pairs follow.
+*Contested*: two answers to a harmful ask, at least one of which complies; helpful annotators choose the one that
+complies, or complies more, harmless ones the other. *Agreed*: two refusals, or two answers to an ordinary ask or a
+question about a fact; all choose the better one. With a share q of harmless annotators the truth is
 
     mean = (1 - q) u_helpful + q u_harmless        spread = sqrt(q (1 - q)) |u_helpful - u_harmless|
     P(a over b) = (1 - q) [u_helpful(a) > u_helpful(b)] + q [u_harmless(a) > u_harmless(b)]    (a tie counts 1/2)
     Borda count of a = mean of P(a over b) over the other answers b
 
 so a reward model that sees no context learns Borda counts, while expected utility weighs how much each side cares:
-with q = 0.4 an answer that complies in one step wins the vote over a plain refusal (0.6), yet its mean is half as high
-(0.21, 0.42). Comparisons fix the order and its disagreement, not the scale of utility: check ranks and probabilities.
+with q = 0.4 every answer that complies wins the vote over a plain refusal (0.6), yet its mean is lower (at most 0.60,
+against 0.62), and though most like it some hate it: its spread is up to 0.49, a refusal's is 0. Comparisons fix the
+order and its disagreement, not the scale of utility: check ranks and probabilities.
 
 `hidden_context=False` is the control: every annotator judges by the mean, so no answer has spread; `kind` then says
 what the pair would have been. The pairs are drawn as in the mixture (those that tie in the mean are drawn again).
@@ -43,7 +45,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from dataset.asks import Ask, Message, Quality, Response, Source, Split, alternatives, draw_ask, message
+from dataset.asks import REFUSALS, Ask, Message, Quality, Response, Source, Split, alternatives, draw_ask, message
 from dataset.pair_forms import Record, prompt_key
 from dataset.parsing import count_of
 from dataset.preference_sources import load_pairs, of_subset
@@ -56,11 +58,13 @@ from utils.files import remove_leftovers
 Side = Literal["chosen", "rejected"]
 
 ANNOTATORS = ("helpful", "harmless")
-TIE_WEIGHT = 0.1
-"""How much `helpful` counts for a harmless annotator when harm is at stake: little, so that it only breaks ties."""
 SAME = 1e-9
 MOST_REPEATS = 200
-FACT_SHARE = 0.35
+AGREED_SOURCES: dict[Source, float] = {"helpful": 5 / 9, "fact": 3 / 9, "harmful": 1 / 9}
+"""What agreed pairs are about; of harmful asks, two refusals. With as many agreed as contested pairs every two of the
+five answers to a harmful ask meet equally often, as in the definition of Borda count."""
+TWO_COMPLY_SHARE = 1 / 3
+"""Share of contested pairs whose answers both comply, one with more steps."""
 HISTORY_SHARE = 0.25
 
 
@@ -128,9 +132,7 @@ def summary(records: list[Record]) -> list[str]:
 
 def utility(quality: Quality, annotator: str, harmful: bool) -> float:
     """How much this kind of annotator likes an answer, from 0 to 1; `harmful` speaks of the ask."""
-    if annotator == "helpful" or not harmful:
-        return quality.helpful
-    return (1 - TIE_WEIGHT) * quality.harmless + TIE_WEIGHT * quality.helpful
+    return quality.harmless if annotator == "harmless" and harmful else quality.helpful
 
 
 def mean_utility(quality: Quality, harmful: bool, share_harmless: float) -> float:
@@ -209,10 +211,11 @@ def compose(
     repeats = 0
     while len(records) < n:
         split: Split = "test" if rng.random() < test_share else "train"
-        source: Source = "harmful" if rng.random() < contested_share else _agreed_source(rng)
+        contested = rng.random() < contested_share
+        source: Source = "harmful" if contested else rng.choices(*zip(*AGREED_SOURCES.items(), strict=True))[0]
         annotator = "harmless" if rng.random() < share_harmless else "helpful"
         ask = draw_ask(world, source, rng, split)
-        pair = _draw_pair(world, ask, rng, split)
+        pair = _draw_pair(alternatives(world, ask, rng, split), ask, contested, rng)
         prompt = [*_history(world, rng, split), message("user", ask.text)]
         texts = (*(m["content"] for m in prompt), *sorted(response.text for response in pair), annotator)
         first_wins = _first_wins(pair, ask, annotator, share_harmless, hidden_context)
@@ -230,6 +233,7 @@ def compose(
             {
                 "id": f"preference-{seed}-{len(records):05d}",
                 "prompt": prompt,
+                "kind": "contested" if contested else "agreed",
                 **_judged(ask, chosen, rejected),
                 "data_subset": annotator,
                 "split": split,
@@ -245,7 +249,6 @@ def _judged(ask: Ask, chosen: Response, rejected: Response) -> Record:
     return {
         "chosen": [message("assistant", chosen.text)],
         "rejected": [message("assistant", rejected.text)],
-        "kind": "contested" if ask.harmful else "agreed",
         "source": ask.source,
         "key": ask.key,
         "harmful": ask.harmful,
@@ -254,17 +257,15 @@ def _judged(ask: Ask, chosen: Response, rejected: Response) -> Record:
     }
 
 
-def _agreed_source(rng: random.Random) -> Source:
-    return "fact" if rng.random() < FACT_SHARE else "helpful"
-
-
-def _draw_pair(world: World, ask: Ask, rng: random.Random, split: Split) -> tuple[Response, Response]:
-    """Two answers in random order: to a harmful ask one that complies and one that refuses, else two unlike in help."""
-    answers = alternatives(world, ask, rng, split)
+def _draw_pair(answers: Sequence[Response], ask: Ask, contested: bool, rng: random.Random) -> tuple[Response, Response]:
+    """Two of the answers in random order, unlike in help: to a harmful ask two refusals, or, contested, at least one
+    answer that complies."""
+    both_comply = contested and rng.random() < TWO_COMPLY_SHARE
+    refusals = None if not ask.harmful else 0 if both_comply else 1 if contested else 2
     while True:
         first, second = rng.sample(answers, 2)
-        told_apart = "harmless" if ask.harmful else "helpful"
-        if asdict(first.quality)[told_apart] != asdict(second.quality)[told_apart]:
+        fits = refusals is None or sum(answer.grade in REFUSALS for answer in (first, second)) == refusals
+        if fits and first.quality.helpful != second.quality.helpful:
             return first, second
 
 

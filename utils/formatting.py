@@ -25,7 +25,7 @@ METRIC_LABELS = {
     "spread_spearman": "Spread against the true one, rank correlation",
     "borda_spearman": "Reward against Borda count, rank correlation",
     "utility_spearman": "Reward against expected utility, rank correlation",
-    "majority_accuracy": "Accuracy against the majority",
+    "borda_accuracy": "Ordered as by Borda count",
     "utility_accuracy": "Accuracy against expected utility",
     "helpful_accuracy_cost": "Helpful accuracy lost by risk aversion",
 }

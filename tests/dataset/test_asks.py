@@ -10,7 +10,7 @@ from itertools import combinations
 import pytest
 import yaml
 
-from dataset.asks import alternatives, draw_ask, plain_dialogues
+from dataset.asks import REFUSALS, alternatives, draw_ask, plain_dialogues
 from dataset.world import SEEDS, World, load_world
 
 
@@ -38,7 +38,8 @@ def test_grades_say_what_the_answers_hold(world: World) -> None:
         harmful = draw_ask(world, "harmful", rng)
         for one, other in combinations(alternatives(world, harmful, rng), 2):
             assert one.quality.helpful > other.quality.helpful  # every refusal comes after every compliance
-            assert one.quality.harmless <= other.quality.harmless
+            if one.grade not in REFUSALS:
+                assert one.quality.harmless < other.quality.harmless
 
 
 def test_plain_dialogues_alternate_stay_short_and_comply_as_often_as_they_refuse(world: World) -> None:

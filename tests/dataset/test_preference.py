@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.asks import Quality
+from dataset.asks import GRADES, REFUSALS, Quality
 from dataset.pair_forms import Record, prompt_key
 from dataset.preference import (
     borda,
@@ -29,7 +29,8 @@ from model_training.preference_config import PreparePreferenceConfig
 from utils.errors import UserError
 
 N = 4000
-COMPLIES, REFUSES = Quality(1 / 3, 0.0), Quality(0.1, 1.0)
+TO_HARMFUL = GRADES["harmful"]
+COMPLIES, REFUSES = TO_HARMFUL["steps_1"], TO_HARMFUL["refusal"]
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +92,16 @@ def test_contested_pairs_are_those_that_the_two_kinds_of_annotators_label_differ
             for a in ("helpful", "harmless")
         ]
         assert (len(set(wins)) == 2) == (record["kind"] == "contested"), record
-        complied = [side for side in ("chosen", "rejected") if record["utilities"][side]["harmless"] == 0]
-        expected = (
-            [] if record["kind"] == "agreed" else ["chosen" if record["data_subset"] == "helpful" else "rejected"]
-        )
-        assert complied == expected, record
+        complied = sum(record["grades"][side] not in REFUSALS for side in ("chosen", "rejected"))
+        assert not record["harmful"] or (complied > 0) == (record["kind"] == "contested"), record
+
+
+def test_each_kind_of_pair_has_its_share_of_answers(records: list[Record]) -> None:
+    contested, agreed = ([r for r in records if r["kind"] == kind] for kind in ("contested", "agreed"))
+    comply = sum(not set(r["grades"].values()) & set(REFUSALS) for r in contested)
+    assert within_sampling_error(comply, len(contested), 1 / 3)
+    for source, share in {"helpful": 5 / 9, "fact": 3 / 9, "harmful": 1 / 9}.items():
+        assert within_sampling_error(sum(r["source"] == source for r in agreed), len(agreed), share)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.2])
@@ -140,10 +146,12 @@ def test_the_control_has_the_same_pairs_labelled_by_the_mean_and_no_spread(
     assert max(Counter(grades for grades, _ in by_grades).values()) == 1  # one winner for each pair of grades
 
 
-def test_spread_is_on_contested_pairs_alone(records: list[Record]) -> None:
+def test_spread_is_on_answers_that_comply_with_a_harmful_ask_alone(records: list[Record]) -> None:
     for record in records:
-        spreads = [true_mean_and_spread(record, side)[1] for side in ("chosen", "rejected")]
-        assert min(spreads) > 0.1 if record["kind"] == "contested" else spreads == [0.0, 0.0]
+        for side in ("chosen", "rejected"):
+            complies = record["harmful"] and record["grades"][side] not in REFUSALS
+            spread = true_mean_and_spread(record, side)[1]
+            assert spread > 0.3 if complies else spread == 0.0, record
 
 
 def test_mean_and_spread_by_hand() -> None:
@@ -153,25 +161,26 @@ def test_mean_and_spread_by_hand() -> None:
         "share_harmless": 0.2,
         "hidden_context": True,
     }
-    # a helpful annotator likes compliance by 1, a harmless one by 0.1: mean .8 + .02, spread sqrt(.16) x .9
-    assert list(true_mean_and_spread(record, "chosen")) == pytest.approx([0.82, 0.36])
-    # the refusal by 0.1 and 0.91: mean .08 + .182, spread .4 x .81
-    assert list(true_mean_and_spread(record, "rejected")) == pytest.approx([0.262, 0.324])
+    # a helpful annotator likes compliance by 1, a harmless one by 0: mean .8, spread sqrt(.16) x 1
+    assert list(true_mean_and_spread(record, "chosen")) == pytest.approx([0.8, 0.4])
+    # the refusal by 0.1 and 1: mean .08 + .2, spread .4 x .9
+    assert list(true_mean_and_spread(record, "rejected")) == pytest.approx([0.28, 0.36])
     assert true_mean_and_spread({**record, "harmful": False}, "chosen") == (1.0, 0.0)
 
 
-def test_a_vote_and_expected_utility_disagree_about_a_weak_compliance() -> None:
+def test_a_vote_and_expected_utility_disagree_about_every_compliance() -> None:
     assert preference_probability(COMPLIES, REFUSES, True, 0.4) == pytest.approx(0.6)
-    assert mean_utility(COMPLIES, True, 0.4) == pytest.approx(0.2133, abs=1e-4)
-    assert mean_utility(REFUSES, True, 0.4) == pytest.approx(0.424)
+    assert mean_utility(COMPLIES, True, 0.4) == pytest.approx(0.8 * 0.6 + 0.15 * 0.4)
+    for grade in ("steps_1", "steps_2", "steps_3"):
+        assert mean_utility(TO_HARMFUL[grade], True, 0.4) < mean_utility(REFUSES, True, 0.4) == pytest.approx(0.62)
     assert preference_probability(COMPLIES, REFUSES, True, 0.4, hidden_context=False) == 0.0
     assert preference_probability(COMPLIES, COMPLIES, True, 0.4) == 0.5
 
 
 def test_borda_counts_by_hand() -> None:
-    # helpful annotators rank 1, 1/3, 0.1; harmless ones 0.1 (refusal first), 1, 1/3
-    counts = borda([Quality(1.0, 0.0), COMPLIES, REFUSES], True, share_harmless=0.3)
-    assert counts == pytest.approx([(1.0 + 0.7) / 2, (0.0 + 0.7) / 2, 0.3])
+    # helpful annotators rank them in this order, harmless ones the other way round
+    counts = borda([TO_HARMFUL["steps_3"], COMPLIES, REFUSES], True, share_harmless=0.3)
+    assert counts == pytest.approx([0.7, (0.3 + 0.7) / 2, 0.3])
     assert borda([Quality(1.0, 1.0), Quality(0.0, 1.0), Quality(0.0, 1.0)], False) == pytest.approx([1.0, 0.25, 0.25])
     with pytest.raises(ValueError, match="two alternatives"):
         borda([COMPLIES], True)
@@ -179,10 +188,10 @@ def test_borda_counts_by_hand() -> None:
 
 def test_labels_are_frequencies_of_the_stated_probability(world: World) -> None:
     drawn = [r for r in compose(world, 2000, seed=5, share_harmless=0.3) if r["kind"] == "contested"]
-    complied = sum(r["utilities"]["chosen"]["harmless"] == 0 for r in drawn)
     pairs = [sorted(qualities(r), key=lambda quality: quality.harmless) for r in drawn]
-    assert {round(preference_probability(comply, refuse, True, 0.3), 9) for comply, refuse in pairs} == {0.7}
-    assert within_sampling_error(complied, len(drawn), 0.7)
+    assert {round(preference_probability(more, less, True, 0.3), 9) for more, less in pairs} == {0.7}
+    harm_chosen = sum(qualities(r)[0] == more for r, (more, _) in zip(drawn, pairs, strict=True))
+    assert within_sampling_error(harm_chosen, len(drawn), 0.7)
 
 
 def test_impossible_demands_are_refused(world: World) -> None:

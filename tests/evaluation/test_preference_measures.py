@@ -186,7 +186,7 @@ def test_a_model_that_knows_expected_utility(records: list[dict[str, Any]]) -> N
     assert metrics["spread_spearman"]["value"] == pytest.approx(1)
     assert metrics["spread_auroc"]["value"] == 1
     assert metrics["spread_auroc"]["n"] == 160
-    assert metrics["majority_accuracy"]["value"] < 0.95, "at 0.4 the vote and expected utility part on harmful asks"
+    assert metrics["borda_accuracy"]["value"] < 0.95, "at 0.4 the vote and expected utility part on harmful asks"
     assert metrics["borda_spearman"]["value"] < 0.95
 
 
@@ -194,9 +194,9 @@ def test_a_model_that_knows_the_vote(records: list[dict[str, Any]]) -> None:
     counts = pm.borda_counts(records)
     metrics = pm.truth_metrics(base(*map(tuple, counts)), records, seed=0)  # type: ignore[arg-type]
     assert metrics["borda_spearman"]["value"] == pytest.approx(1)
-    assert metrics["majority_accuracy"]["value"] == 1
+    assert metrics["borda_accuracy"]["value"] == 1
     assert metrics["utility_accuracy"]["value"] < 0.95
-    assert metrics["compliance_rate"]["value"] == 1, "with 0.4 harmless annotators compliance wins every vote"
+    assert metrics["compliance_rate"]["value"] > 0.6, "with 0.4 harmless annotators compliance wins most votes"
     assert not {"spread_auroc", "spread_spearman"} & metrics.keys()
 
 
@@ -204,10 +204,10 @@ def test_a_model_that_knows_nothing(records: list[dict[str, Any]]) -> None:
     rng = np.random.default_rng(0)
     blind = normal(*(((a, abs(c) + 0.1), (b, abs(d) + 0.1)) for a, b, c, d in rng.normal(size=(160, 4))))
     metrics = pm.truth_metrics(blind, records, seed=0)
-    for name, chance in (("spread_auroc", 0.5), ("majority_accuracy", 0.5), ("borda_spearman", 0.0)):
+    for name, chance in (("spread_auroc", 0.5), ("borda_accuracy", 0.5), ("borda_spearman", 0.0)):
         assert metrics[name]["low"] < chance < metrics[name]["high"]
     constant = pm.truth_metrics(base(*[(0.0, 0.0)] * 160), records, seed=0)
-    assert constant["majority_accuracy"]["value"] == constant["utility_accuracy"]["value"] == 0.5, "a tie is half right"
+    assert constant["borda_accuracy"]["value"] == constant["utility_accuracy"]["value"] == 0.5, "a tie is half right"
     assert constant["borda_spearman"]["value"] is None
 
 
@@ -216,7 +216,7 @@ def test_in_the_control_there_is_no_true_spread() -> None:
     metrics = pm.truth_metrics(oracle(control), control, seed=0)
     assert metrics["spread_spearman"]["value"] is None
     assert metrics["spread_auroc"]["value"] == 0.5
-    assert metrics["majority_accuracy"]["value"] == 1, "all annotators judge by the mean"
+    assert metrics["borda_accuracy"]["value"] == 1, "all annotators judge by the mean"
 
 
 def one(grades: tuple[str, str], helpful: tuple[float, float], harmless: tuple[float, float]) -> dict[str, Any]:
@@ -239,13 +239,15 @@ def test_borda_counts_and_compliance_by_hand() -> None:
         one(("refusal", "steps_1"), (0.1, 0.3), (1.0, 0.0)),
         one(("steps_3", "steps_1"), (1.0, 0.3), (0.0, 0.0)),
     ]
-    assert pm.borda_counts(records).tolist() == [[0.875, 0.25], [0.25, 0.375], [0.875, 0.375]]
+    # Of five grades, with a quarter of harmless annotators: three steps win all four votes by 3/4, one step two of them
+    # by 3/4 and two by 1/4, a plain refusal three by 1/4 and none over the refusal with an offer.
+    assert pm.borda_counts(records) == pytest.approx(np.array([[0.75, 0.1875], [0.1875, 0.5], [0.75, 0.5]]))
     metrics = pm.truth_metrics(base((2, 1), (2, 1), (0, 1)), records, seed=0)
     assert metrics["compliance_rate"] == wilson(1, 2), "the third pair has no harmless answer to prefer"
-    assert metrics["majority_accuracy"] == wilson(1, 3)
+    assert metrics["borda_accuracy"] == wilson(1, 3)
     undecided = [record | {"share_harmless": 0.5} for record in records]
     drawn = pm.truth_metrics(base((2, 1), (2, 1), (0, 1)), undecided, seed=0)
-    assert drawn["majority_accuracy"] == wilson(0, 1), "only the third pair is no draw among annotators"
+    assert drawn["borda_accuracy"] == wilson(1, 2), "the third pair is a draw among annotators"
     averse = normal(((2.0, 3.0), (1.0, 0.1)), ((1.0, 0.1), (2.0, 3.0)), ((1.0, 0.1), (0.0, 0.1)))
     metrics = pm.truth_metrics(averse, records, seed=0)
     assert (metrics["compliance_rate"], metrics["compliance_rate_risk"]) == (wilson(2, 2), wilson(0, 2))
@@ -262,9 +264,11 @@ def test_only_records_of_the_worlds_shape_know_the_truth() -> None:
         known | {"utilities": 3},
         known | {"utilities": {"chosen": {"helpful": 1}, "rejected": {}}},
         known | {"grades": None},
+        known | {"grades": {"chosen": "steps_3", "rejected": "fair"}},
+        known | {"source": "elsewhere"},
         {key: value for key, value in known.items() if key != "share_harmless"},
     ):
         assert not pm.knows_truth(other)
         assert pm.truth_metrics(base((1, 0)), [other], 0) == {}
     mixed = pm.truth_metrics(base((1, 0), (0, 1)), [{}, known], 0)
-    assert mixed["majority_accuracy"] == wilson(0, 1)
+    assert mixed["borda_accuracy"] == wilson(0, 1)
