@@ -20,7 +20,8 @@ a pair both ways and refuses those. Layers with a sliding window get their own m
     hidden = pair_hidden(model, batch)                                    # a causal LM: (R * L, H), see PairBatch
 
 Rows are padded on the right; that is no option, since masks and positions are explicit and no tokenizer's habit of
-padding enters. Nothing is cut: whoever wants texts of a bounded length passes such texts.
+padding enters. A row holds one pair: sorted by length (pair_order.py), 2 % of the tokens of HH-RLHF are padding, and
+more pairs to a row could save no more than that. Nothing is cut: whoever wants texts of a bounded length passes such.
 """
 
 from __future__ import annotations
@@ -246,9 +247,10 @@ def _forward(model: Any, layer: Any, batch: PairBatch, **options: Any) -> Tensor
 
 
 def _attention_mask(bare: Any, batch: PairBatch) -> Any:
-    """(R, L) ones and zeros without sharing; else (R, 1, L, L) as the model's attention reads it, or one a layer type.
+    """(R, L) ones and zeros without sharing; else (R, 1, L, L), or one of these by layer type where layers differ.
 
-    Models whose layers differ take a dictionary of masks by layer type.
+    It is 0 or very negative, to be added: eager attention knows nothing else, and the kernels would turn a boolean mask
+    into this in every layer, and keep it for the backward pass.
     """
     if not batch.shared:
         return (batch.segments != PADDING).long()
@@ -258,11 +260,10 @@ def _attention_mask(bare: Any, batch: PairBatch) -> Any:
     if types - MASKED_LAYERS:
         kinds = ", ".join(sorted(types - MASKED_LAYERS))
         raise UserError(f"layers of type {kinds} cannot read two answers behind one prompt; use --shared_prompt false")
-    additive = config._attn_implementation != "sdpa"
     masks = {}
     for name in types:
         sees = tree_mask(batch, window if name == "sliding_attention" else None)
-        masks[name] = torch.where(sees, 0.0, torch.finfo(bare.dtype).min).to(bare.dtype) if additive else sees
+        masks[name] = torch.where(sees, 0.0, torch.finfo(bare.dtype).min).to(bare.dtype)
     return masks if len(masks) > 1 else masks.popitem()[1]
 
 
