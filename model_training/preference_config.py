@@ -125,7 +125,7 @@ class TrainPreferenceConfig(ThreadOptions, PairDataOptions, OutputOptions):
     env: Literal["1d", "2d"] | None = None
     """Synthetic experiment in place of a language model; the options below are its own."""
     batch_size: int = 128
-    """Synthetic: comparisons in each iteration of `pairs`; states drawn in each of `all_pairs`."""
+    """Synthetic: comparisons in each iteration of `pairs`; `all_pairs` draws sqrt(8 x this) states, 128 for 2048."""
     lr: float = 1e-4
     """Synthetic: Adam's first learning rate; it falls exponentially to 1e-5."""
     num_iterations: int = 1000

@@ -89,11 +89,8 @@ def label_probability(env: Env, first: Tensor, second: Tensor, shared: bool = Fa
     else:
         both, only_first, only_second = p1 * p2, p1 * (1 - p2), (1 - p1) * p2
     neither = 1 - both - only_first - only_second
-
-    def win(difference: Tensor) -> Tensor:
-        return torch.heaviside(difference, difference.new_tensor(tie))
-
-    return both * win(v1 - v2) + only_first * win(v1) + only_second * win(-v2) + neither * tie
+    higher = torch.heaviside(v1 - v2, v1.new_tensor(tie))
+    return both * higher + only_first + neither * tie
 
 
 # --- Borda count ----------------------------------------------------------------------------------------------------
