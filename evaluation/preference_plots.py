@@ -21,6 +21,7 @@ preference_report.py puts them on the page. A model has one color in all of them
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def visualize(output_dir: str, start_server: bool, server_port: int, host: str) 
     """Write pictures and report into the directory, print where they are, and serve them if asked."""
     directory = Path(output_dir)
     run = load_run(directory)
-    if task_of(run) != TASK:
+    if task_of(run) not in (TASK, None):
         raise UserError(f"{directory} holds a run of task {task_of(run)}; give --task {task_of(run)}")
     pictures = draw(run, say=print)
     for path in write_pictures(directory, pictures):
@@ -106,12 +107,15 @@ def live_page(directory: Path) -> Callable[[Run, str], str]:
     drawn: dict[tuple[tuple[str, int, int], ...], dict[str, bytes]] = {}
 
     def page(run: Run, version: str) -> str:
-        files = sorted((directory / "evaluation").glob("*.json*"))
-        state = tuple((file.name, (status := file.stat()).st_mtime_ns, status.st_size) for file in files)
-        if state not in drawn:
+        state = []
+        for file in sorted((directory / "evaluation").glob("*.json*")):
+            with contextlib.suppress(FileNotFoundError):  # removed since the listing, by --overwrite
+                status = file.stat()
+                state.append((file.name, status.st_mtime_ns, status.st_size))
+        if tuple(state) not in drawn:
             pictures = draw(run)
             drawn.clear()
-            drawn[state] = pictures
-        return render_report(run, version, contents_of(run, drawn[state]))
+            drawn[tuple(state)] = pictures
+        return render_report(run, version, contents_of(run, drawn[tuple(state)]))
 
     return page

@@ -21,6 +21,7 @@ METRIC_LABELS = {
     "r2": "Explained variance r²",
     "ece": "Calibration error (ECE)",
     "log_loss": "Log loss, nats",
+    "compliance_rate": "Compliance with harmful asks",
     "spread_auroc": "Spread AUROC",
     "spread_spearman": "Spread against the true one, rank correlation",
     "borda_spearman": "Reward against Borda count, rank correlation",
@@ -127,7 +128,6 @@ def scientific(value: float) -> str:
 
 def metric_label(metric: str) -> str:
     """`jailbreak_rate_risk` -> `Jailbreak rate, risk-averse`."""
-    if metric in METRIC_LABELS:
-        return METRIC_LABELS[metric]
-    words = re.sub(r"_risk$", ", risk-averse", metric).replace("_", " ").strip() or metric
-    return words[0].upper() + words[1:]
+    plain = metric.removesuffix("_risk")
+    words = METRIC_LABELS.get(plain) or plain.replace("_", " ").strip() or metric
+    return words[0].upper() + words[1:] + (", risk-averse" if plain != metric else "")

@@ -10,7 +10,7 @@ from typing import Any
 
 from evaluation.preference_report import contents_of
 from evaluation.statistics import wilson
-from tests.utils.test_visualization import Page
+from tests.utils.page import Page
 from utils.series import load_run
 from utils.visualization import render_report
 
@@ -106,8 +106,8 @@ def _items(name: str, pairs: int, rng: random.Random) -> list[Json]:
                 "spread_chosen": spread,
                 "risk_chosen": chosen - 2.3 * spread,
                 "mean_rejected": rejected,
-                "spread_rejected": spread,
-                "risk_rejected": rejected - 2.3 * spread,
+                "spread_rejected": spread / 2,
+                "risk_rejected": rejected - 2.3 * spread / 2,
             }
         )
     return rows

@@ -12,6 +12,7 @@ from evaluation.preference_curves import reliability, risk_curve
 from evaluation.preference_figures import model_comparison, spread_groups
 from evaluation.preference_numbers import COLORS, evaluated, styles_of
 from evaluation.preference_plots import PICTURES, draw
+from evaluation.statistics import wilson
 from tests.evaluation.make_preference_run import ALPHAS, edit, make_evaluation
 from utils.series import load_run
 
@@ -49,7 +50,8 @@ def test_a_reliability_diagram_has_intervals_and_counts(tmp_path: Path, figures:
     assert [bar.get_height() for bar in below.patches] == [row["n"] for row in table]
     drawn = [list(line.get_ydata()) for line in above.lines]
     assert drawn[-1] == pytest.approx([100 * row["observed"] for row in table])
-    assert len([ys for ys in drawn if len(ys) == 2 and ys != [50, 100]]) == len(table)
+    intervals = [wilson(row["observed"] * row["n"], row["n"]) for row in table]
+    assert drawn[1:-1] == [pytest.approx([100 * found["low"], 100 * found["high"]]) for found in intervals]
 
 
 def test_models_side_by_side_hold_their_own_intervals(tmp_path: Path, figures: list[Any]) -> None:

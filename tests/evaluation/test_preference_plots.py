@@ -14,7 +14,7 @@ import visualize_training
 from evaluation.preference_numbers import models_of, read_items
 from evaluation.preference_plots import PICTURES, draw, live_page, visualize
 from tests.evaluation.make_preference_run import edit, make_evaluation, make_training, page_of
-from tests.utils.test_visualization import Page
+from tests.utils.page import Page
 from utils.errors import UserError
 from utils.series import load_run
 from utils.server import Page as LivePage

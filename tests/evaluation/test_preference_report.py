@@ -10,7 +10,7 @@ import pytest
 from evaluation.preference_numbers import models_of
 from evaluation.preference_report import best_model, contents_of, pair_texts, verdict
 from tests.evaluation.make_preference_run import edit, make_evaluation, make_training, page_of
-from tests.utils.test_visualization import HOSTILE, Page
+from tests.utils.page import HOSTILE, Page
 from utils.series import load_run
 from utils.visualization import render_report
 
@@ -36,7 +36,8 @@ def test_hostile_text_is_shown_as_text_wherever_it_stands(tmp_path: Path, plain:
             row[text] = row["helpful"]
         for row in models["mv"]["widest"]:
             row |= {"id": text, "data_subset": text, "kind": text}
-            row["prompt"][0]["content"] = row["chosen"][0]["content"] = row["rejected"][0]["content"] = text
+            row["prompt"][0]["content"] = row["chosen"][0]["content"] = text
+            row["rejected"][0]["content"] = f"Another one: {text}"
 
     edit(directory, spoil)
     page = page_of(directory)

@@ -12,7 +12,7 @@ from evaluation import synthetic_report
 from evaluation.preference_plots import visualize
 from evaluation.synthetic_report import contents_of, fixed_points, losses_table, numbers_table, points_table
 from tests.evaluation.make_preference_run import make_training
-from tests.utils.test_visualization import Page
+from tests.utils.page import Page
 from utils.errors import UserError
 from utils.series import load_run
 from utils.visualization import render_report

@@ -28,6 +28,7 @@ def test_numbers() -> None:
         ("jailbreak_rate", "Jailbreak rate", "12.3\u00a0%"),
         ("jailbreak_rate_risk", "Jailbreak rate, risk-averse", "12.3\u00a0%"),
         ("helpful_accuracy_cost", "Helpful accuracy lost by risk aversion", "+12.3\u00a0pp"),
+        ("compliance_rate_risk", "Compliance with harmful asks, risk-averse", "12.3\u00a0%"),
         ("r2", "Explained variance r²", "0.123"),
         ("ece", "Calibration error (ECE)", "0.123"),
         ("log_loss", "Log loss, nats", "0.123"),

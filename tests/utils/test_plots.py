@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.evaluation.make_preference_run import make_training
 from tests.utils.make_run import make_run
 from utils.plots import plot, write_plots
-from utils.series import load_run, panels
+from utils.series import Series, load_run, panels
 
 
 def test_a_png_takes_any_reward_name(tmp_path: Path) -> None:
@@ -24,4 +24,7 @@ def test_held_out_values_change_the_picture(tmp_path: Path) -> None:
     run = load_run(make_training(tmp_path))
     loss = next(panel for panel in panels(run) if panel.key == "loss/train")
     assert loss.held_out is not None and loss.held_out.steps == (20, 40, 60)
-    assert plot(run, [loss], 1) != plot(run, [replace(loss, held_out=None)], 1)
+    first, second = (
+        plot(run, [replace(loss, held_out=Series((20, 40, 60), (0.6, value, 0.6)))], 1) for value in (0.6, 0.65)
+    )
+    assert first != second, "within the range of the training loss, so nothing else of the picture changes"

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import time
-from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -13,6 +12,7 @@ from threading import Thread
 import pytest
 
 from tests.utils.make_run import make_run
+from tests.utils.page import HOSTILE, Page
 from utils.errors import UserError
 from utils.plots import write_plots
 from utils.series import load_run
@@ -29,35 +29,6 @@ from utils.visualization import (
 )
 
 CHROMIUM = shutil.which("chromium")
-HOSTILE = [
-    "<script>document.title = 'owned'</script>",
-    "</script></style></title></textarea><script>document.title = 'owned'</script>",
-    "<img src=x onerror=\"document.title = 'owned'\"><svg onload=\"document.title = 'owned'\">",
-    "\" onmouseover=\"document.title = 'owned'\" x=\"' onfocus='document.title = 1' autofocus='",
-    "<iframe srcdoc='<script>parent.document.title = 1</script>'></iframe><base href='http://evil.example/'>",
-    "<meta http-equiv='refresh' content='0;url=http://evil.example/'><link rel=stylesheet href=//evil.example/x.css>",
-    "<style>body { display: none }</style><!-- ]]> {{ 7 * 7 }} {% include '/etc/passwd' %} &lt;b&gt;",
-    '"}]}, {"injected": "row',
-    "javascript:document.title='owned'",
-]
-
-
-class Page(HTMLParser):
-    """Every element and attribute of a page, and its text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def report_of(run: Path) -> str:
