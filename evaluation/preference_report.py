@@ -75,12 +75,12 @@ def contents_of(run: Run, pictures: dict[str, bytes]) -> Contents:
         verdict=verdict(run, models),
         held_out=best_tiles(run, models),
         held_out_note=(
-            "Pairs and prompts that no training met, with 95 % intervals."
+            f"On {measured_on(run, models)}, with 95 % intervals."
             + (" The best of the models, and the others beside it." if len(models) > 1 else "")
         ),
         training=training_tiles(run),
         training_note="Training batches and the held-out pairs of early stopping.",
-        compared_on="held-out pairs and prompts",
+        compared_on=compared_on(run, models),
         evaluate=(
             f"python main.py --task preference --mode evaluate --reward_model_checkpoints {directory} "
             f"--output_dir {directory}"
@@ -89,6 +89,24 @@ def contents_of(run: Run, pictures: dict[str, bytes]) -> Contents:
         writes_completions=False,
         sections=sections(run, models, pictures),
     )
+
+
+def measured_on(run: Run, models: Models) -> str:
+    """On what the evaluation was; saved outputs do not say whether training met their pairs."""
+    config = (run.evaluation or {}).get("config") or {}
+    if not any(is_known(model["metrics"].get("accuracy")) for model in models.values()):
+        return "jailbreak prompts"
+    return "pairs of saved outputs" if config.get("from_outputs") else f"pairs of split {config.get('split', 'test')}"
+
+
+def compared_on(run: Run, models: Models) -> str:
+    """Whether all models were measured on the same rows: those that were have a paired difference from the first."""
+    first, *others = models or [""]
+    paired = (run.evaluation or {}).get("paired") or {}
+    apart = [name for name in others if f"{name} - {first}" not in paired]
+    if apart:
+        return f"measured on other rows than {first}, so not to be compared with it: {', '.join(apart)}"
+    return ("all models on the same " if others else "") + measured_on(run, models)
 
 
 def title(run: Run, models: Models) -> str:
@@ -119,8 +137,8 @@ def accuracy_sentence(run: Run, models: Models) -> str:
     low, high = found["low"], found["high"]
     against = "better than" if low > COIN else "worse than" if high < COIN else "not told apart from"
     sentence = (
-        f"{name} gives the chosen answer the higher reward in {percent(found['value'])} of {found['n']:,} held-out "
-        f"pairs ({percent(low)} to {percent(high)}): {against} a coin."
+        f"{name} gives the chosen answer the higher reward in {percent(found['value'])} of {found['n']:,} "
+        f"{measured_on(run, models)} ({percent(low)} to {percent(high)}): {against} a coin."
     )
     first = next(iter(models))
     paired = ((run.evaluation or {}).get("paired") or {}).get(f"{name} - {first}", {}).get("accuracy")

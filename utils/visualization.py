@@ -159,7 +159,7 @@ class Contents:
     training_note: str = (
         "Rollouts on training prompts: mean over the last tenth of the log events, beside the first tenth."
     )
-    compared_on: str = "held-out queries"
+    compared_on: str = "all models on the same held-out queries"
     evaluate: str | None = "python main.py --mode evaluate"
     no_curves: str = "No metrics yet: the first appear with the first log event of --mode train."
     writes_completions: bool = True

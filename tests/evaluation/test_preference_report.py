@@ -122,6 +122,15 @@ def test_the_best_is_compared_with_the_first(tmp_path: Path, low: float, high: f
     assert said in verdict(run, models_of(run))[0]
 
 
+def test_the_page_says_on_what_models_were_measured(tmp_path: Path) -> None:
+    make_evaluation(tmp_path)
+    assert "all models on the same pairs of split test" in page_of(tmp_path).text
+    edit(tmp_path, lambda report: report["paired"].pop("cat - base"))
+    assert "measured on other rows than base, so not to be compared with it: cat." in page_of(tmp_path).text
+    edit(tmp_path, lambda report: report["config"].update(from_outputs=["saved.jsonl"]))
+    assert "of 120 pairs of saved outputs (" in page_of(tmp_path).text
+
+
 def test_the_best_is_the_highest_accuracy_and_the_lowest_rate() -> None:
     def model(accuracy: float, jailbreak: float, r2: float) -> dict[str, Any]:
         values = {"accuracy": accuracy, "jailbreak_rate": jailbreak, "ece": jailbreak, "r2": r2}
