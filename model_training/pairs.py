@@ -11,9 +11,10 @@ with a tree attention mask and positions that restart where the second branch le
     position of a token     its place in its own text
 
 so every token meets exactly what it would meet in its own text, and losses and gradients are those of the plain
-computation (to the rounding of the sums). It holds for any attention over positions (rotary, learned), not for models
-that read a row as one stream (Mamba, convolutions), nor for attention kernels that take no mask: `check_shared` tries
-a pair both ways and refuses those. Layers with a sliding window get their own mask, by positions.
+computation, to the rounding of the sums (dropout, where there is any, falls on a prompt once). It holds for attention
+over positions (rotary, learned), not for models that read a row as one stream (Mamba, convolutions), nor for attention
+kernels that take no mask: `check_shared` tries a pair both ways and refuses those. Layers with a sliding window get
+their own mask, by positions.
 
     batch = collate_pairs([(chosen_ids, rejected_ids), ...], pad_id)      # whole texts; shared=False: two rows a pair
     chosen, rejected = pair_outputs(model, batch.to(device))              # a sequence classifier: (B, K) and (B, K)
@@ -198,7 +199,7 @@ def check_shared(model: Any, pad_id: int) -> None:
         with torch.no_grad():
             batches = (collate_pairs(pairs, pad_id, shared).to(_bare(model).device) for shared in (True, False))
             shared, plain = (pair_hidden(model, batch)[places(batch)].float() for batch in batches)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:  # each in its own way
         raise _refusal(model, f"its forward fails with a mask between tokens ({error})") from error
     finally:
         model.train(training)
