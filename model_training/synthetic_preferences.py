@@ -56,7 +56,7 @@ from model_training.synthetic_networks import (
     spread_pairs_loss,
     stratified_states,
 )
-from utils.errors import WorkError
+from utils.errors import UserError, WorkError
 from utils.files import write_atomic, write_json_atomic
 from utils.runs import MANIFEST, log_metrics, read_manifest
 
@@ -69,10 +69,15 @@ SAVE_EVERY = 200
 
 def train_synthetic(config: TrainPreferenceConfig) -> None:
     """Run the experiment; see the module's docstring for its order."""
+    if config.estimator == "pairs" and config.batch_size < 2:
+        raise UserError(f"--batch_size {config.batch_size}: batch norm needs at least 2 comparisons an iteration")
     set_threads(config.threads)
     run = run_directory(config)
     finished = config.resume and (run / MANIFEST).is_file() and read_manifest(run)["status"] == "done"
-    open_stage("preference", replace(config, output_dir=str(run)), None)
+    try:
+        open_stage("preference", replace(config, output_dir=str(run)), None)
+    except UserError as error:  # the directory of such a run is chosen by another option
+        raise UserError(str(error).replace("--output_dir", "--out_dir")) from error
     with stage_status(run) as interrupt:
         if finished:
             print(f"Nothing to do: the run in {run} is done.")
@@ -122,7 +127,7 @@ def iterations(
     """Iterations first + 1 to last of `last`, in training mode, one at a time: (its number, its loss)."""
     for number in range(first, last):
         network.train()
-        optimizer.param_groups[0]["lr"] = lr * (LAST_LR / lr) ** (number / last)
+        optimizer.param_groups[0]["lr"] = lr * min(1.0, LAST_LR / lr) ** (number / last)
         optimizer.zero_grad()
         value = loss_of(number)
         value.backward()

@@ -138,12 +138,14 @@ def test_each_option_changes_the_comparisons(name: Name, option: dict[str, Any])
 
 
 def test_the_learning_rate_falls_exponentially() -> None:
-    network = make_network("1d", "base", 0, 4)
-    optimizer = make_optimizer(network, 0.1)
-    rates = []
-    for _ in iterations(network, optimizer, lambda _: network(torch.ones(1, 1)).sum(), lr=0.1, first=0, last=4):
-        rates.append(optimizer.param_groups[0]["lr"])
-    assert rates == pytest.approx([1e-1, 1e-2, 1e-3, 1e-4])
+    def rates(lr: float) -> list[float]:
+        network = make_network("1d", "base", 0, 4)
+        optimizer = make_optimizer(network, lr)
+        loop = iterations(network, optimizer, lambda _: network(torch.ones(1, 1)).sum(), lr=lr, first=0, last=4)
+        return [optimizer.param_groups[0]["lr"] for _ in loop]
+
+    assert rates(0.1) == pytest.approx([1e-1, 1e-2, 1e-3, 1e-4])
+    assert rates(1e-6) == pytest.approx([1e-6] * 4)
 
 
 # --- the run --------------------------------------------------------------------------------------------------------
@@ -183,7 +185,7 @@ def test_a_run_is_written_refused_and_overwritten(tmp_path: Path, capsys: pytest
     ]
     assert "agreement with the truth" in capsys.readouterr().out
     before = (run / "manifest.json").read_bytes()
-    with pytest.raises(UserError, match="not empty"):
+    with pytest.raises(UserError, match="not empty.*--out_dir$"):
         run_of(tmp_path)
     assert (run / "manifest.json").read_bytes() == before
     run_of(tmp_path, overwrite=True, seed=1)
@@ -241,6 +243,12 @@ def test_an_interrupted_and_resumed_run_ends_like_the_undisturbed_one(
     assert "Nothing to do" in capsys.readouterr().out and len(calls) == 28
     with pytest.raises(UserError, match="--seed was 0 and is 1"):
         run_of(tmp_path / "b", estimator=estimator, resume=True, seed=1)
+
+
+def test_batch_norm_takes_two(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--batch_size 1"):
+        train_synthetic(replace(TINY, out_dir=str(tmp_path), batch_size=1, estimator="pairs"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
