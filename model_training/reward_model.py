@@ -152,8 +152,6 @@ def load_reward_model(path: str | Path, base_name: str | None = None) -> RewardM
     note = read_note(folder)
     base = base_name or note["base_model"]
     model = load_adapter(load_classifier(base, note["num_outputs"]), folder)
-    model.eval()
-    model.requires_grad_(False)
     return RewardModel(
         model=model,
         tokenizer=load_tokenizer(str(folder)),

@@ -23,6 +23,7 @@ from model_training.logs import DEAD_LOGS, reward_alarms
 from model_training.pair_trainer import measure, rate_at
 from model_training.preference import hold_out, train
 from model_training.preference_config import TrainPreferenceConfig
+from model_training.preference_losses import loss
 from model_training.reward_model import load_reward_model, score_pairs
 from tests.model_training.conftest import BuildModel
 from tests.model_training.tiny_models import FAMILIES
@@ -140,11 +141,24 @@ def test_every_family_trains(
 
 @pytest.mark.parametrize("kind", ["base", "mean_and_variance", "categorical"])
 def test_it_learns_what_sets_the_answers_apart(kind: str, root: Path, tiny_model: BuildModel) -> None:
-    train(small(root, tiny_model("llama"), reward_model_type=kind, max_steps=25, eval_steps=25, logging_steps=25))
+    train(
+        small(
+            root,
+            tiny_model("llama"),
+            reward_model_type=kind,
+            max_steps=25,
+            eval_steps=25,
+            logging_steps=25,
+            variance_penalty=0.01,
+        )
+    )
     (held_out,) = [row for row in read_metrics(root / "run") if row["split"] == "eval"]
     assert held_out["accuracy"] == 1 and held_out["loss"] < 0.5
-    chosen, rejected = score_pairs(load_reward_model(root / "run"), [pair(100 + number) for number in range(4)])
-    assert measure(kind, chosen, rejected)["accuracy"] == 1  # type: ignore[arg-type]
+    reward_model = load_reward_model(root / "run")
+    chosen, rejected = score_pairs(reward_model, [pair(100 + number) for number in range(4)])
+    assert measure(reward_model.kind, chosen, rejected)["accuracy"] == 1
+    again = loss(reward_model.kind, *score_pairs(reward_model, [pair(number) for number in range(24, 28)])).mean()
+    assert held_out["loss"] == pytest.approx(again.item(), rel=1e-4), "without entropy bonus and variance penalty"
 
 
 def test_texts_train_as_conversations_do(root: Path, tiny_model: BuildModel) -> None:

@@ -159,6 +159,7 @@ def test_a_run_directory_and_the_directory_in_it_are_the_same_model(run: Path, t
     assert torch.equal(score(models[0], TEXTS), score(models[1], TEXTS))
     assert (models[0].kind, models[0].num_outputs, models[0].max_length) == ("mean_and_variance", 2, 64)
     assert not any(weight.requires_grad for weight in models[0].model.parameters())
+    assert not any(module.training for module in models[0].model.modules())
 
 
 def test_a_base_that_moved_is_found_and_another_one_refused(run: Path, tiny_model: BuildModel, tmp_path: Path) -> None:
