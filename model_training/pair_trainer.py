@@ -37,7 +37,6 @@ from transformers.trainer_callback import PrinterCallback
 from model_training import preference_losses
 from model_training.checkpoints import (
     LOOP_STATE,
-    checkpoint_step,
     loop_state,
     restore_loop_state,
     save_checkpoint,
@@ -81,6 +80,10 @@ class Best:
     since: int = 0
     above_coin: int = 0
     """Evaluations in a row with a loss above log 2."""
+
+    def ends(self, patience: int) -> bool:
+        """Whether early stopping ends the training now."""
+        return 0 < patience <= self.since
 
 
 def best_at(checkpoint: Path) -> Best:
@@ -192,20 +195,11 @@ class PairTrainer(Trainer):  # type: ignore[misc]
         if best.above_coin == COIN_EVALUATIONS:
             text = f"worse than a coin: for {COIN_EVALUATIONS} evaluations the held-out loss was above log 2; lower "
             self.run_log.raise_alarms(step, {"worse than a coin": text + "--learning_rate, or look at the data"})
-        if self.out_of_patience():
+        if best.ends(config.early_stopping_patience):
             self.control.should_training_stop = True
         return row
 
-    def out_of_patience(self) -> bool:
-        """Whether early stopping has ended the training."""
-        return 0 < self.config.early_stopping_patience <= self.best.since
-
     # --- checkpoints ---
-
-    def is_over(self, checkpoint: Path) -> bool:
-        """Whether training had ended, by its steps or for want of patience, when the checkpoint was written."""
-        self.best = best_at(checkpoint)
-        return checkpoint_step(checkpoint) >= self.args.max_steps or self.out_of_patience()
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.resumed_from is not None:

@@ -164,9 +164,9 @@ def _trained(
     interrupt: Interrupt,
 ) -> Any:
     """A reward model with the weights that training ends with: the best on the held-out pairs, or the last."""
-    from model_training.checkpoints import newest_checkpoint
+    from model_training.checkpoints import checkpoint_step, newest_checkpoint
     from model_training.logs import RunLog
-    from model_training.pair_trainer import make_pair_trainer
+    from model_training.pair_trainer import best_at, make_pair_trainer
     from model_training.pairs import check_shared
     from model_training.preference_losses import num_outputs
     from model_training.reward_model import build
@@ -187,12 +187,12 @@ def _trained(
     folder = run / CHECKPOINTS
     log = RunLog(run, "train", 0, steps, 0, interrupt, is_writer=True)
     trainer = make_pair_trainer(model, pairs, held_out, tokenizer.pad_token_id, config, folder, log, steps)
-    newest = newest_checkpoint(folder)
-    if newest is None or not trainer.is_over(newest):
-        train_to_end(trainer, folder, interrupt)
     last = newest_checkpoint(folder)
+    if last is None or (checkpoint_step(last) < steps and not best_at(last).ends(config.early_stopping_patience)):
+        train_to_end(trainer, folder, interrupt)
+        last = newest_checkpoint(folder)
     assert last is not None
-    best = trainer.best
+    best = best_at(last)
     restore_weights(model, folder / f"checkpoint-{best.step}" if best.step else last)
     if best.step:
         print(f"Best weights: step {best.step}, held-out loss {best.loss:.4f}.", file=sys.stderr)

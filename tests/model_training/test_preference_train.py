@@ -314,7 +314,7 @@ def test_a_resumed_run_equals_the_undisturbed_one(
 ) -> None:
     """Killed before any checkpoint, on and off log events, after an evaluation whose checkpoint is not yet written,
     between the checkpoint and the removal of an old one, and while the reward model is saved; then again at its end."""
-    options: dict[str, Any] = {"max_steps": 9, "logging_steps": 2, "gradient_accumulation_steps": 2}
+    options: dict[str, Any] = {"max_steps": 9, "logging_steps": 3, "gradient_accumulation_steps": 2}
     options |= {"per_device_train_batch_size": 3}
     whole = small(root, tiny_model("llama"), "whole", **options)
     train(whole)
