@@ -22,14 +22,14 @@ import os
 from itertools import takewhile
 from typing import Any, Literal
 
+from prompts.preference import ASSISTANT_TURN
+
 Record = dict[str, Any]
 Message = dict[str, Any]
 Form = Literal["text", "conversation"]
 Place = Literal["none", "inside", "before", "beside", "torn"]
 
 SIDES = ("chosen", "rejected")
-ASSISTANT_TURN = "\n\nAssistant:"
-"""How a turn of the assistant begins in the texts of HH-RLHF."""
 
 
 def pair_form(record: Record) -> Form:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-from dataset.pair_forms import ASSISTANT_TURN
 from evaluation import synthetic_report
 from evaluation.preference_numbers import (
     ITEMS,
@@ -25,6 +24,7 @@ from evaluation.preference_numbers import (
     measures_of,
     models_of,
 )
+from prompts.preference import ASSISTANT_TURN
 from utils.formatting import NBSP, interval, metric_label, metric_value, number
 from utils.series import HELD_OUT, Run, ends
 from utils.tables import Cell

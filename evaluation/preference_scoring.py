@@ -24,7 +24,7 @@ from dataset.parsing import count_of
 from dataset.preference_sources import load_pairs
 from dataset.records import load_records
 from evaluation.preference_outputs import PREFIX, JailbreakOutputs, PairOutputs, SavedOutputs, drawn, stored
-from evaluation.score import answered, checkpoint_names, prompt_fault
+from evaluation.score import checkpoint_names, prompt_fault
 from model_training.models import load_tokenizer
 from model_training.preference_config import EvaluatePreferenceConfig
 from model_training.reward_model import (
@@ -35,6 +35,7 @@ from model_training.reward_model import (
     reward_model_folder,
     score_pairs,
 )
+from prompts.preference import answered
 from utils.errors import UserError, WorkError
 from utils.files import sha256_file
 

@@ -9,10 +9,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from dataset.pair_forms import ASSISTANT_TURN
 from evaluation.score import shown
 from evaluation.statistics import Estimate
 from evaluation.tables import estimate_text, table
+from prompts.preference import ASSISTANT_TURN
 from utils.series import is_rate
 
 Record = dict[str, Any]
@@ -132,7 +132,7 @@ def _widest(name: str, rows: Sequence[Record]) -> str:
     """The first few of the pairs with the widest spread."""
     lines = [f"Widest spread, {name} ({len(rows)} of them in preference.json):"] if rows else []
     for row in rows[:WIDEST_PRINTED]:
-        prompt, chosen, rejected = pair_texts(row)
+        prompt, chosen, rejected = last_exchange(row)
         where = ", ".join(str(row[key]) for key in ("id", "data_subset", "kind") if row.get(key) is not None)
         lines.append(f"  pair {row['index'] + 1}{f' ({shown(where)})' if where else ''}")
         lines += [f"    asked     {shown(prompt)}"] if prompt else []
@@ -142,7 +142,7 @@ def _widest(name: str, rows: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-def pair_texts(record: Record) -> tuple[str, str, str]:
+def last_exchange(record: Record) -> tuple[str, str, str]:
     """The last thing asked, and both answers to it, of a pair in any form; empty texts where the record has none."""
     chosen, rejected = record.get("chosen"), record.get("rejected")
     if isinstance(chosen, str) and isinstance(rejected, str):

@@ -11,7 +11,7 @@ said of the answers held out in its training. Of several answers it says how lik
 whether a choice that averts risk would be another one.
 
 A query is a text, in JSON lines also a list of messages; it is put before the model in the form of its training
-(`answered`). Characters that a terminal obeys or that cannot be seen are spelled out.
+(prompts/preference.py). Characters that a terminal obeys or that cannot be seen are spelled out.
 """
 
 from __future__ import annotations
@@ -26,25 +26,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataset.pair_forms import ASSISTANT_TURN, Form
 from evaluation.generate import safe
 from evaluation.tables import table
 from model_training.models import set_threads
 from model_training.preference_config import RewardModelOptions, ScoreConfig
 from model_training.preference_losses import Kind, Likelihood, mean_and_spread, quantile, win_probability
+from prompts.preference import SPEAKERS, Prompt, answered
 from utils.errors import UserError, WorkError
 
-Message = dict[str, str]
-Prompt = str | list[Message]
 Question = tuple[Prompt, list[str]]
 Row = dict[str, Any]
 
-SPEAKERS = {"user": "Human", "assistant": "Assistant"}
 BATCH_SIZE = 8
 LONGEST = 300
 """Characters of a text that are shown."""
-
-_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
 
 def score(config: ScoreConfig) -> None:
@@ -166,35 +161,6 @@ def _responses_fault(responses: Any, name: str, least: int) -> str | None:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
-
-
-# --- one answer as the model reads it ---------------------------------------------------------------------------------
-
-
-def answered(prompt: Prompt, response: str, form: Form) -> str | list[Message]:
-    """A question with its answer, in the form that a reward model was trained on: as HH-RLHF writes it, `Human: ...`,
-    blank line, `Assistant: ...`; or as messages. A prompt that is such a text already is taken as one."""
-    answer = {"role": "assistant", "content": response.strip()}
-    if form == "conversation":
-        return [*(turns(prompt) if isinstance(prompt, str) else prompt), answer]
-    if isinstance(prompt, str) and prompt.strip().startswith("Human:"):
-        return f"{prompt.strip().removesuffix(ASSISTANT_TURN)}{ASSISTANT_TURN} {answer['content']}"
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return "\n\n".join(
-        f"{SPEAKERS[role]}: {text}" if role in SPEAKERS else text
-        for role, text in ((message["role"], message["content"].strip()) for message in [*messages, answer])
-    )
-
-
-def turns(prompt: str) -> list[Message]:
-    """A text as messages: one of the user's, or those of a text that begins with `Human:`."""
-    text = prompt.strip()
-    if not text.startswith("Human:"):
-        return [{"role": "user", "content": text}]
-    pieces = _TURN.split(text)[1:]
-    roles = {speaker: role for role, speaker in SPEAKERS.items()}
-    said = [{"role": roles[who], "content": what.strip()} for who, what in zip(pieces[::2], pieces[1::2], strict=True)]
-    return said if said[-1]["content"] else said[:-1]
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

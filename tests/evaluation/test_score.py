@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import math
@@ -14,12 +13,11 @@ import pytest
 import torch
 
 from evaluation import score as stage
-from evaluation.score import answered, judged, score, turns
+from evaluation.score import judged, score
 from model_training import reward_model
 from model_training.preference_config import ScoreConfig
 from utils.errors import UserError, WorkError
 
-PUBLISHED = Path(__file__).parents[2] / "../shared/data/preference"
 USUAL = {"mean": [i / 10 for i in range(11)], "spread": [i / 5 for i in range(11)]}
 
 
@@ -192,38 +190,7 @@ def test_a_reward_that_is_not_finite_is_an_error(run: Any) -> None:
         run(["mv"], query="Hi", response=["nan/1"])
 
 
-# --- forms ------------------------------------------------------------------------------------------------------------
-
-CONVERSATION = [
-    message("user", "Hi"),
-    message("assistant", "Yes?"),
-    message("user", "Why?"),
-]
-
-
-TRANSCRIPT = "Human: Hi\n\nAssistant: Yes?\n\nHuman: Why?"
-
-
-@pytest.mark.parametrize("prompt", [CONVERSATION, f"\n\n{TRANSCRIPT}", f"{TRANSCRIPT}\n\nAssistant:"])
-def test_a_question_has_one_meaning_in_every_form(prompt: Any) -> None:
-    assert answered(prompt, " So. ", "text") == f"{TRANSCRIPT}\n\nAssistant: So."
-    assert answered(prompt, " So. ", "conversation") == [*CONVERSATION, {"role": "assistant", "content": "So."}]
-
-
-def test_a_plain_question_is_the_users() -> None:
-    assert answered("Why, Human: ?", "So.", "text") == "Human: Why, Human: ?\n\nAssistant: So."
-    assert turns("Why?\n\nAssistant: x") == [{"role": "user", "content": "Why?\n\nAssistant: x"}]
-
-
-def test_texts_are_those_of_real_pairs() -> None:
-    file = PUBLISHED / "relabeled_helpful_test.jsonl.gz"
-    if not file.is_file():
-        pytest.skip("the real pairs are not beside this checkout")
-    with gzip.open(file, "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines][:300]
-    for row in rows:
-        made = {answered(row["prompt"], response, "text").strip() for response in row["responses"]}
-        assert made == {row["chosen"].strip(), row["rejected"].strip()}
+# --- numbers ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_row_is_judged_by_the_formulas_of_its_kind() -> None:
