@@ -216,6 +216,7 @@ def test_equivalent_options_give_equal_trajectories(root: Path, tiny_model: Buil
 @pytest.mark.parametrize(
     "changes",
     [
+        {},
         {"seed": 1},
         {"learning_rate": 2e-2},
         {"likelihood": "logistic"},
@@ -235,7 +236,8 @@ def test_equivalent_options_give_equal_trajectories(root: Path, tiny_model: Buil
 def test_each_option_changes_the_run(
     changes: dict[str, Any], root: Path, tiny_model: BuildModel, digests: dict[str, str]
 ) -> None:
-    """Two steps: the first is taken before weight decay or a clipped gradient's size can tell (Adam's is relative)."""
+    """Each run differs from all the others, that of the defaults among them. It takes three steps: after one, neither
+    weight decay nor the size of a gradient would tell, since Adam's first step is relative."""
     train(small(root, tiny_model("llama"), max_steps=3, **changes))
     found = digest(root / "run")
     assert found not in digests, digests[found]
@@ -334,6 +336,8 @@ def test_a_resumed_run_equals_the_undisturbed_one(
     assert measurements(root / "again") == measurements(root / "whole")
     assert digest(root / "again") == digest(root / "whole")
     assert read_manifest(root / "again")["resumes"] == 6
+    rows = read_metrics(root / "again")
+    assert [row["step"] for row in rows if row["split"] == "eval"] == [2, 4, 6, 8, 9]
     saved = digest(root / "again")
     train(again)
     assert digest(root / "again") == saved and read_manifest(root / "again")["status"] == "done"
