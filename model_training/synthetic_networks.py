@@ -1,8 +1,9 @@
 """The four networks of the synthetic experiments, and the loss of an iteration's comparisons by either estimator.
 
 A comparison of states a and b whose label prefers a with probability p costs p loss(a, b) + (1 - p) loss(b, a) nats.
-`pairs_loss` draws a and b afresh for each and utilities for each side; `all_pairs_loss` and `spread_pairs_loss` average
-the label over the hidden context in closed form. All have the same expectation, but for ties.
+`pairs_loss` draws a and b afresh for each and utilities for each side; `all_pairs_loss` and `weighted_pairs_loss`
+average the label over the hidden context in closed form. All have the same expectation, but for ties and for pairs
+within one of the equal parts of the world that `stratified_states` draws one state from.
 """
 
 from __future__ import annotations
@@ -16,12 +17,21 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from model_training.preference_losses import Kind, Likelihood, loss, num_outputs
-from model_training.synthetic_worlds import NUM_ATOMS, NUM_FEATURES, Env, draw_utilities, label_probability
+from model_training.synthetic_worlds import (
+    NUM_ATOMS,
+    NUM_FEATURES,
+    Env,
+    draw_utilities,
+    label_probability,
+    value_and_probability,
+)
 
 Name = Literal["base", "mean_and_variance", "categorical", "classifier"]
 
 NAMES: tuple[Name, ...] = get_args(Name)
 HIDDEN_LAYERS, WIDTH = 3, 512
+NEAR = 0.1
+"""Neighbours are at most this share of the states apart."""
 
 
 # --- networks -------------------------------------------------------------------------------------------------------
@@ -95,12 +105,25 @@ def all_pairs_loss(
     return (p * loss(kind, outputs.unsqueeze(1), outputs.unsqueeze(0), likelihood)).sum() / p.sum()
 
 
-def spread_pairs_loss(env: Env, network: nn.Module, count: int, rng: np.random.Generator, shared: bool) -> Tensor:
-    """The classifier's mean loss on `count` pairs, either side spread evenly, labels averaged; a scalar."""
-    first, second = stratified_states(env, count, rng), stratified_states(env, count, rng)
-    second = second[torch.from_numpy(rng.permutation(len(second)))]
+def weighted_pairs_loss(env: Env, network: nn.Module, count: int, rng: np.random.Generator, shared: bool) -> Tensor:
+    """The classifier's mean loss over `count` or so pairs of as many states, labels averaged; a scalar.
+
+    Labels jump where both states are worth the same, v(a) = v(b), so half of the pairs are neighbours: at most NEAR of
+    all states apart in the order of v, round in a circle. Every pair is weighed by how often it would be drawn if all
+    were alike, over how often it is: the same expectation.
+    """
+    states = stratified_states(env, count, rng)
+    states = states[value_and_probability(env, states)[0].argsort()]
+    count = len(states)
+    reach = max(1, round(NEAR * count))
+    near = rng.integers(1, reach + 1, count // 2) * rng.choice([-1, 1], count // 2)
+    steps = np.concatenate([near, rng.integers(1, count, count - len(near))]) % count
+    is_near = np.minimum(steps, count - steps) <= reach
+    weights = 1 / (0.5 + 0.5 * is_near * (count - 1) / (2 * reach))
+    chosen = rng.permutation(count)
+    first, second = states[chosen], states[(chosen + steps) % count]
     p = label_probability(env, first, second, shared)
-    return binary_cross_entropy_with_logits(log_odds(network, first, second), p)
+    return binary_cross_entropy_with_logits(log_odds(network, first, second), p, torch.from_numpy(weights).float())
 
 
 def stratified_states(env: Env, count: int, rng: np.random.Generator) -> Tensor:

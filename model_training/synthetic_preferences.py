@@ -17,11 +17,11 @@ What an iteration sees of the world (`--estimator`), B = `--batch_size`:
 
     pairs       B fresh pairs of states, two forwards of B; utilities are drawn, and the larger one is the label (the
                 first side wins a tie). The published code's sampling.
-    all_pairs   n = ceil(sqrt(8 B)) states, one to each of n equal parts of the world, one forward of n; every state
+    all_pairs   n = ceil(sqrt(8 B)) states, one from each of n equal parts of the world, one forward of n; every state
                 meets every other, and the label is its average over the hidden context: p loss(a, b) + (1 - p)
-                loss(b, a), p in closed form. The same expectation (but a tie counts 1/2), far less variance, and
-                at B = 2048 32 times fewer states. The classifier takes a forward for each pair, so it meets B / 2
-                pairs, either side spread evenly, with averaged labels.
+                loss(b, a), p in closed form. The same expectation, with ties of 1/2 and without pairs inside a part;
+                far less variance, and at B = 2048 32 times fewer forwards. In the classifier nothing is shared
+                between pairs, so it meets B / 4 of them, half of them near where labels jump, and weighted.
 
 An iteration's draws depend on seed, network and iteration alone. Networks are saved every 200 iterations and when they
 are done, so a killed run repeats little, and one that is resumed ends exactly like one that was not disturbed.
@@ -53,8 +53,8 @@ from model_training.synthetic_networks import (
     all_pairs_loss,
     make_network,
     pairs_loss,
-    spread_pairs_loss,
     stratified_states,
+    weighted_pairs_loss,
 )
 from utils.errors import UserError, WorkError
 from utils.files import write_atomic, write_json_atomic
@@ -106,7 +106,7 @@ def iteration_loss(config: TrainPreferenceConfig, name: Name, network: nn.Module
     if config.estimator == "pairs":
         return pairs_loss(env, name, network, size, rng, config.likelihood, shared)
     if name == "classifier":
-        return spread_pairs_loss(env, network, math.ceil(size / 2), rng, shared)
+        return weighted_pairs_loss(env, network, max(4, math.ceil(size / 4)), rng, shared)
     states = stratified_states(env, max(2, math.ceil(math.sqrt(8 * size))), rng)
     return all_pairs_loss(env, name, network, states, config.likelihood, shared)
 

@@ -19,8 +19,8 @@ from model_training.synthetic_networks import (
     make_network,
     pairs_loss,
     raw_outputs,
-    spread_pairs_loss,
     stratified_states,
+    weighted_pairs_loss,
 )
 from model_training.synthetic_worlds import Env, grids, label_probability
 
@@ -72,7 +72,7 @@ def test_both_estimators_expect_the_population_loss(env: Env, name: Name, shared
 
     def averaged() -> Tensor:
         if name == "classifier":
-            return spread_pairs_loss(env, network, 4096, rng, shared)
+            return weighted_pairs_loss(env, network, 4096, rng, shared)
         return all_pairs_loss(env, name, network, stratified_states(env, 144, rng), "probit", shared)
 
     with torch.no_grad():

@@ -17,7 +17,7 @@ from torch import nn
 from model_training import synthetic_measures, synthetic_preferences
 from model_training.preference_config import TrainPreferenceConfig
 from model_training.synthetic_figures import draw
-from model_training.synthetic_measures import least_losses, measure, network_loss
+from model_training.synthetic_measures import measure, network_loss
 from model_training.synthetic_networks import NAMES, Name, make_network
 from model_training.synthetic_preferences import (
     iteration_loss,
@@ -27,6 +27,7 @@ from model_training.synthetic_preferences import (
     save_checkpoint,
     train_synthetic,
 )
+from model_training.synthetic_worlds import best_bradley_terry
 from utils.errors import UserError, WorkError
 from utils.runs import read_manifest, read_metrics
 
@@ -106,7 +107,7 @@ def test_all_pairs_are_ahead_of_the_published_sampling_after_the_same_iterations
         for estimator in ("all_pairs", "pairs"):
             own = replace(config, estimator=estimator, shared_context=shared)
             losses[estimator] = network_loss("1d", "base", train(own, "base", width=64), shared=shared)
-        assert least_losses("1d", shared, 0.5)["base"] < losses["all_pairs"] < losses["pairs"] < 0.55
+        assert best_bradley_terry("1d", 100, shared)[2] - 1e-4 < losses["all_pairs"] < losses["pairs"] < 0.55
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_the_learning_rate_falls_exponentially() -> None:
 @pytest.fixture
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Grids that take no time."""
-    for name in ("STATES", "OPPONENTS", "LOSS_CELLS", "CLASSIFIER_CELLS"):
+    for name in ("STATES", "OPPONENTS", "BEST_CELLS", "LOSS_CELLS", "CLASSIFIER_CELLS"):
         monkeypatch.setattr(synthetic_measures, name, {"1d": 100 if name == "STATES" else 10, "2d": 24})
 
 
