@@ -4,11 +4,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := utils prompts dataset model_training evaluation main.py visualize_training.py
 
-.PHONY: help demo test lint bench clean
+PREFERENCE := $(BIN)/python main.py --task preference --config configs/demo_preference.yaml
+REWARD_MODELS := base mean_and_variance categorical
+
+.PHONY: help demo demo-preference $(REWARD_MODELS:%=train-%) test lint bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    prepare data, train, evaluate and draw on the embedded model: outputs/demo"
+	@echo "make demo-preference  pairs with hidden context, three reward models, evaluation: outputs/demo_preference"
 	@echo "make test    the whole test suite"
 	@echo "make lint    ruff (rules and format) and mypy"
 	@echo "make bench   the quick benchmarks, one table each"
@@ -20,6 +24,17 @@ demo: .venv/core.stamp
 	$(BIN)/python main.py --mode generate --config configs/demo.yaml
 	@echo "--- evaluation on held-out queries"
 	$(BIN)/python visualize_training.py --metrics_dir outputs/demo --mode report
+
+demo-preference: .venv/core.stamp
+	$(PREFERENCE) --mode prepare_data
+	@$(MAKE) --no-print-directory -j 2 $(REWARD_MODELS:%=train-%)
+	$(PREFERENCE) --mode evaluate
+	$(PREFERENCE) --mode visualize
+	@echo "--- two answers to one question, as mean_and_variance sees them"
+	$(PREFERENCE) --mode generate
+
+$(REWARD_MODELS:%=train-%): train-%:
+	$(PREFERENCE) --mode train --reward_model_type $* --output_dir outputs/demo_preference/$*
 
 test: .venv/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
