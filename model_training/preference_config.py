@@ -103,7 +103,7 @@ class TrainPreferenceConfig(ThreadOptions, PairDataOptions, OutputOptions):
     train_dataset_size: int = 0
     """Training pairs to use, drawn by the seed; 0 is all."""
     eval_dataset_size: int = 500
-    """Held-out pairs for early stopping, at most a tenth: of split `validation`, else whole prompts of `train`."""
+    """Held-out pairs for early stopping: of split `validation`, else whole prompts of `train`, at most a tenth."""
     eval_steps: int = 1000
     """Optimizer steps between evaluations on the held-out pairs, each with a checkpoint."""
     early_stopping_patience: int = 3
