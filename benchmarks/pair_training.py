@@ -92,7 +92,7 @@ def in_own_process(options: list[str], frees: bool = False) -> dict[str, float]:
     allocator = {"MALLOC_MMAP_THRESHOLD_": "65536"} if frees else {}
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | allocator)
     if done.returncode:
-        sys.exit(done.stderr)
+        sys.exit(f"{done.stderr}\n{' '.join(command)} ended with {done.returncode}")
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 
