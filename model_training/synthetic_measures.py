@@ -137,7 +137,9 @@ def measure(config: TrainPreferenceConfig, networks: Mapping[Name, nn.Module]) -
     with torch.no_grad():
         learned = {name: _curves(config, env, name, networks[name].eval(), states.float()) for name in networks}
     nodes, best, loss_of_best = best_bradley_terry(env, BEST_CELLS[env], shared)
-    learned["base"]["best"] = best[torch.cdist(states, nodes).argmin(1)]
+    distances = torch.cdist(states, nodes)
+    nearest = (distances < distances.amin(1, keepdim=True) + 1e-9).double()
+    learned["base"]["best"] = nearest @ best / nearest.sum(1)
     tie = 1.0 if config.estimator == "pairs" else 0.5
     losses = {
         name: network_loss(env, name, networks[name], config.likelihood, shared, tie if name == "classifier" else 0.5)
