@@ -7,7 +7,9 @@ It reads the visible part as the answer to the conversation so far, without the 
 the reward model never met; the hidden part is not for people to like. A malformed completion is worth 0, as for the
 other rewards. Rewards have no unit, so they are set on the scale of the held-out answers of the model's own training:
 
-    value = sigmoid( ln 9 x (r - median) / (width / 2) ),   width from the 10th to the 90th percentile of the mean
+    value = sigmoid( ln 9 x (r - median) / (width / 2) ),   width from the 10th to the 90th percentile
+
+of the mean, or of that quantile,
 
 which is 1/2 at the median and, where the percentiles lie evenly about it, 0.1 and 0.9 at them, and never quite flat.
 """
@@ -61,17 +63,25 @@ def preference_reward(given: str) -> Any:
     Raises:
         UserError: the path holds no reward model, or one whose scale is not known.
     """
+    import torch
+
     from model_training.preference_losses import mean_and_spread, quantile
     from model_training.reward_model import load_reward_model, score
 
     path, alpha = parse_name(given)
     model = load_reward_model(path)
+
+    def reward_of(outputs: Any) -> Any:
+        return mean_and_spread(model.kind, outputs)[0] if alpha is None else quantile(model.kind, outputs, alpha)
+
     if model.held_out is None:
         raise UserError(
             f"--reward_funcs {given}: it was trained without held-out pairs, so the scale of its rewards is not known; "
             "train it with --eval_dataset_size above 0"
         )
-    tenth, median, ninetieth = (model.held_out["mean"][i] for i in (1, 5, 9))
+    percentiles = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    usual = torch.tensor(model.held_out["outputs"], dtype=torch.float64)
+    tenth, median, ninetieth = torch.quantile(reward_of(usual), percentiles).tolist()
     if not ninetieth > tenth:
         raise UserError(f"--reward_funcs {given}: it rewards all held-out answers alike; train it for longer")
     slope = 2 * math.log(9) / (ninetieth - tenth)
@@ -82,9 +92,8 @@ def preference_reward(given: str) -> Any:
         texts = [answered(_without_system(prompts[i]), str(visible[i]), model.form) for i in scored]
         values = [0.0] * len(completions)
         if texts:
-            outputs = score(model, texts, BATCH_SIZE)
-            rewards = mean_and_spread(model.kind, outputs)[0] if alpha is None else quantile(model.kind, outputs, alpha)
-            for i, value in zip(scored, (slope * (rewards.double() - median)).sigmoid().tolist(), strict=True):
+            rewards = reward_of(score(model, texts, BATCH_SIZE).double())
+            for i, value in zip(scored, (slope * (rewards - median)).sigmoid().tolist(), strict=True):
                 values[i] = value
         return values
 

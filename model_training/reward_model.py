@@ -25,6 +25,7 @@ needed to score, so that nothing is retyped. It loads without this project:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +47,10 @@ Record = dict[str, Any]
 Text = str | list[Message]
 """One whole text: a string, or the messages of a conversation, the answer last."""
 
-Scale = dict[str, list[float]]
-"""`mean` and `spread` of held-out answers, each as 11 numbers: the least, the nine deciles, the largest."""
+Scale = dict[str, list[Any]]
+"""`mean` and `spread` of held-out answers, each as 11 numbers, the least, the nine deciles, the largest; and `outputs`,
+the raw outputs of at most SCALE_ANSWERS of them, (N, K), from which the scale of any quantile follows."""
+SCALE_ANSWERS = 200
 
 FOLDER = "reward_model"
 """Where a run directory has its reward model."""
@@ -316,9 +319,11 @@ def scale_of_rewards(model: Any, config: TrainPreferenceConfig, pairs: Sequence[
     outputs = torch.cat(outputs_of_pairs(model, pairs, pad_id, config.shared_prompt, config.per_device_eval_batch_size))
     deciles = torch.linspace(0, 1, 11, dtype=torch.float64)
     moments = mean_and_spread(config.reward_model_type, outputs.double())
-    return {
+    kept = outputs[:: max(1, math.ceil(len(outputs) / SCALE_ANSWERS))]
+    found = {
         name: torch.quantile(values, deciles).tolist() for name, values in zip(("mean", "spread"), moments, strict=True)
     }
+    return found | {"outputs": kept.tolist()}
 
 
 def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

@@ -14,6 +14,8 @@ from utils.errors import UserError
 from utils.extraction import format_response
 
 DECILES = [-9.0, -1.0, 0.0, 0.0, 1.0, 2.0, 3.0, 3.0, 4.0, 5.0, 9.0]
+RAW = math.log(math.expm1(1.0))
+"""The raw output whose spread is 1."""
 PROMPT = [
     {"role": "system", "content": "Answer twice."},
     {"role": "user", "content": "What is a moose?"},
@@ -30,12 +32,12 @@ class Fake:
     def score(self, model: Fake, texts: list[Any], batch_size: int) -> torch.Tensor:
         self.read += texts
         said = [text if isinstance(text, str) else text[-1]["content"] for text in texts]
-        return torch.tensor([[float(text.split()[-1]), math.log(math.expm1(1.0))] for text in said])
+        return torch.tensor([[float(text.split()[-1]), RAW] for text in said])
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
-    made = Fake({"mean": DECILES, "spread": [1.0] * 11})
+    made = Fake({"outputs": [[mean, RAW] for mean in DECILES]})
     monkeypatch.setattr(reward_model, "load_reward_model", lambda path: made)
     monkeypatch.setattr(reward_model, "score", made.score)
     return made
@@ -57,8 +59,11 @@ def test_the_median_of_held_out_answers_is_worth_a_half_and_the_percentiles_thei
 
 
 def test_the_risk_averse_reward_is_the_quantile_on_the_same_scale(fake: Fake) -> None:
-    z = 2.3263478740408408
-    assert values("preference:runs/mv:alpha=0.01", completion(f"{2 + z}")) == pytest.approx([0.5])
+    found = values("preference:runs/mv:alpha=0.01", completion("2"), completion("-1"), completion("5"))
+    assert found == pytest.approx([0.5, 0.1, 0.9]), "all spreads are 1: the quantile is the mean less a constant"
+    fake.held_out = {"outputs": [[mean, RAW] for mean in DECILES[:10]] + [[2.0, 5.0]]}
+    risky = values("preference:runs/mv:alpha=0.01", completion("2"))
+    assert risky[0] > values("preference:runs/mv", completion("2"))[0], "against a wide answer caution counts"
 
 
 def test_only_the_visible_part_is_read_as_the_answer_to_the_user(fake: Fake) -> None:
@@ -103,6 +108,6 @@ def test_what_cannot_be_is_refused_before_any_work(name: str, message: str) -> N
     ("held_out", "message"), [(None, "without held-out pairs"), ([1.0] * 11, "all held-out answers alike")]
 )
 def test_a_model_without_a_scale_is_refused(fake: Fake, held_out: Any, message: str) -> None:
-    fake.held_out = held_out and {"mean": held_out, "spread": held_out}
+    fake.held_out = held_out and {"outputs": [[mean, RAW] for mean in held_out]}
     with pytest.raises(UserError, match=message):
         preference_reward.preference_reward("preference:runs/mv")
