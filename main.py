@@ -18,6 +18,13 @@ import traceback
 from typing import Any
 
 from model_training.config import EvaluateConfig, GenerateConfig, PrepareDataConfig, TrainConfig, VisualizeConfig
+from model_training.guardrail_config import (
+    EvaluateGuardrailConfig,
+    GenerateGuardrailConfig,
+    PrepareGuardrailConfig,
+    TrainGuardrailConfig,
+    VisualizeGuardrailConfig,
+)
 from model_training.options import Mode, PipelineOptions, Task, parse, union
 from model_training.preference_config import (
     EvaluatePreferenceConfig,
@@ -46,6 +53,18 @@ PreferencePipelineConfig = union(
         *("reward_model_checkpoints", "from_outputs"),
     ],
 )
+GuardrailPipelineConfig = union(
+    "GuardrailPipelineConfig",
+    PIPELINE,
+    [
+        PipelineOptions,
+        PrepareGuardrailConfig,
+        TrainGuardrailConfig,
+        EvaluateGuardrailConfig,
+        VisualizeGuardrailConfig,
+    ],
+    leave_out=["joint", "lora_paths"],
+)
 
 TASKS = {
     "secret": Task(
@@ -72,6 +91,18 @@ TASKS = {
             "pipeline": Mode(
                 "model_training.pipeline:preference", PreferencePipelineConfig, call="pipeline", parts=STEPS
             ),
+        },
+    ),
+    "guardrail": Task(
+        "LoRA adapters that keep a persona inside its limits, in character, and stack.",
+        preset="configs/guardrail_tiny.yaml",
+        modes={
+            "prepare_data": Mode("dataset.guardrail:prepare_data", PrepareGuardrailConfig),
+            "train": Mode("model_training.guardrail:train", TrainGuardrailConfig),
+            "generate": Mode("evaluation.guard_replies:generate", GenerateGuardrailConfig),
+            "evaluate": Mode("evaluation.guardrail:evaluate", EvaluateGuardrailConfig),
+            "visualize": Mode("evaluation.guardrail_plots:visualize", VisualizeGuardrailConfig, call="fields"),
+            "pipeline": Mode("model_training.pipeline:guardrail", GuardrailPipelineConfig, call="pipeline", parts=STEPS),
         },
     ),
 }

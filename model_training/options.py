@@ -32,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 GPU_SIGNS = ("/proc/driver/nvidia/gpus/*", "/dev/nvidia[0-9]*", "/dev/dxg")
 """What stands where an NVIDIA device does: its driver, or the device itself in a container or in WSL."""
 GPU_MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+RANK = {"lora_rank", "r"}
+"""Options that a mode has if it makes an adapter."""
 
 Values = dict[str, tuple[Any, str]]
 """Options by name, each with where it was given."""
@@ -202,7 +204,7 @@ def _mode_parser(mode: str, task: Task) -> _Parser:
         usage=f"python main.py --mode {mode} [--task TASK] [--config FILE.yaml] [--option value ...]",
         description=" ".join((config.__doc__ or "").split()),
         epilog=f"Precedence: defaults, then {task.preset} if --model_name is {TINY}, then --config, then flags."
-        if {"lora_rank", "save_lora_path"} & options_of(config).keys()
+        if (RANK | {"save_lora_path"}) & options_of(config).keys()
         else "Precedence: defaults, then --config, then flags.",
         add_help=False,
         allow_abbrev=False,
@@ -282,7 +284,7 @@ def _configure(mode: str, task: Task, given: dict[str, Any]) -> Any:
     for path in given["config"]:
         files |= _from_file(Path(path), mode, task)
     preset: Values = {}
-    if {"lora_rank", "save_lora_path"} & options.keys() and without_model not in files | flags:
+    if (RANK | {"save_lora_path"}) & options.keys() and without_model not in files | flags:
         model, _ = (files | flags).get("model_name", (None, ""))
         if model is None:
             model = _model_of_none_named(options, files | flags)
@@ -301,7 +303,7 @@ def _model_of_none_named(options: dict[str, Option], given: Values) -> str:
 
     An adapter that is not there is the stage's to report.
     """
-    if "lora_rank" in options:
+    if RANK & options.keys():
         return resolve_model_name(None)
     path, _ = given.get("save_lora_path", (options["save_lora_path"].default, ""))
     if not Path(path).is_dir():

@@ -7,7 +7,14 @@ ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "utils": {"utils"},
     "prompts": {"prompts", "utils"},
-    "dataset": {"dataset", "prompts", "utils", "model_training.config", "model_training.preference_config"},
+    "dataset": {
+        "dataset",
+        "prompts",
+        "utils",
+        "model_training.config",
+        "model_training.preference_config",
+        "model_training.guardrail_config",
+    },
     "model_training": {"model_training", "dataset", "prompts", "utils"},
     "evaluation": {"evaluation", "model_training", "dataset", "prompts", "utils"},
 }
