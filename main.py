@@ -102,7 +102,9 @@ TASKS = {
             "generate": Mode("evaluation.guard_replies:generate", GenerateGuardrailConfig),
             "evaluate": Mode("evaluation.guardrail:evaluate", EvaluateGuardrailConfig),
             "visualize": Mode("evaluation.guardrail_plots:visualize", VisualizeGuardrailConfig, call="fields"),
-            "pipeline": Mode("model_training.pipeline:guardrail", GuardrailPipelineConfig, call="pipeline", parts=STEPS),
+            "pipeline": Mode(
+                "model_training.pipeline:guardrail", GuardrailPipelineConfig, call="pipeline", parts=STEPS
+            ),
         },
     ),
 }

@@ -179,8 +179,8 @@ class GenerateGuardrailConfig(StackingOptions):
 class EvaluateGuardrailConfig(StackingOptions):
     """Measure base, single adapters, routing, merges and guard models on the same held-out prompts."""
 
-    adapter_mode: list[Literal["single", "routed", "joint", "cat", "svd", "linear", "ties", "dare_ties", "all"]] = field(
-        default_factory=lambda: ["single", "routed"]
+    adapter_mode: list[Literal["single", "routed", "joint", "cat", "svd", "linear", "ties", "dare_ties", "all"]] = (
+        field(default_factory=lambda: ["single", "routed"])
     )
     """What answers beside the base: each guard's own adapter, routing, one adapter of all, or merges; `all` is each."""
     checkpoint_path: str | None = None
