@@ -7,6 +7,8 @@ Completions of one prompt resemble each other, so the unit that is resampled is 
   its count, so prompts may have different numbers of values; the interval is the 2.5th to the 97.5th percentile.
 - two models on the same prompts: the same, of the difference, both models' values taken from the same draws. Prompts
   for which either model has no value are left out.
+- two ratios on the same prompts that are not over the same ones (precisions: each over what its model flagged): the
+  same, with all prompts that either ratio counts.
 - where all prompts agree, a bootstrap of 0/1 values would claim certainty; Wilson over the prompts stands in, and for
   a difference the share of prompts that may differ after all, z2 / (P + z2).
 - distinct things among all things (drawing with replacement would shrink that): the jackknife of `distinct_share`.
@@ -97,6 +99,26 @@ def difference(first: Cells, second: Cells, seed: int, is_rate: bool = False) ->
         return {"value": value, "n": prompts, "low": max(-1.0, value - doubt), "high": min(1.0, value + doubt)}
     draws = _draws(prompts, seed)
     low, high = _interval(_ratios(draws, first) - _ratios(draws, second)) if prompts > 1 else (None, None)
+    return {"value": value, "n": prompts, "low": low, "high": high}
+
+
+def ratio_difference(first: Cells, second: Cells, seed: int) -> Estimate:
+    """first - second of two ratios of sums whose denominators lie on different prompts, paired. n counts the prompts
+    that either counts; draws that leave one of the two without any are left out."""
+    either = (first[:, 1] > 0) | (second[:, 1] > 0)
+    first, second = first[either], second[either]
+    prompts, counts = len(first), (first[:, 1].sum(), second[:, 1].sum())
+    if prompts == 0 or min(counts) == 0:
+        return dict(NOTHING)
+    value = float(first[:, 0].sum() / counts[0] - second[:, 0].sum() / counts[1])
+    if np.array_equal(first, second):
+        doubt = Z * Z / (prompts + Z * Z)
+        return {"value": 0.0, "n": prompts, "low": -doubt, "high": doubt}
+    draws = _draws(prompts, seed)
+    with np.errstate(invalid="ignore"):
+        drawn = _ratios(draws, first) - _ratios(draws, second)
+    finite = drawn[np.isfinite(drawn)]
+    low, high = _interval(finite) if len(finite) > RESAMPLES / 2 and prompts > 1 else (None, None)
     return {"value": value, "n": prompts, "low": low, "high": high}
 
 
