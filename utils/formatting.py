@@ -29,6 +29,16 @@ METRIC_LABELS = {
     "borda_accuracy": "Ordered as by Borda count",
     "utility_accuracy": "Accuracy against expected utility",
     "helpful_accuracy_cost": "Helpful accuracy lost by risk aversion",
+    "tag_recall": "Tag on triggers (recall)",
+    "tag_fpr_natural": "Tag on natural rows",
+    "tag_fpr_hard": "Tag on hard negatives",
+    "tag_fpr_other": "Tag on other guards' triggers",
+    "precision": "Precision of the tag",
+    "f1": "F1 of the tag",
+    "behavior_recall": "Right behavior on triggers",
+    "resolution_rate": "Right resolution on triggers",
+    "adherence_given_tag": "Right behavior where tagged",
+    "natural_accuracy": "Natural rows answered well",
 }
 """Names that do not read well by themselves."""
 NBSP = "\u00a0"

@@ -1,6 +1,7 @@
 """A run directory read into series and tables; nothing here draws, and nothing here is heavy to import.
 
     run = load_run(Path("outputs"))          files -> numbers and rows (a run that is still being written is fine)
+    load_runs(Path("outputs"), "guardrail")  the same of a directory whose runs lie below it, as `run.runs`
     panels(run)                              what to plot: one record a chart, with its spread, unit and note
 
 Whatever shows a run (plots, page, terminal) starts from these records, and from the tables of `utils.tables`. A metric
@@ -13,20 +14,20 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from utils.errors import UserError
-from utils.runs import read_completions, read_manifest, read_metrics
+from utils.runs import MANIFEST, METRICS, read_completions, read_manifest, read_metrics
 
 ROW_KEYS = {"step", "time", "split", "resumes", "alarm", "epoch"}
 STAGE_NAMES = {"sft": "warm-up", "grpo": "GRPO", "train": "training"}
 HELD_OUT = "eval"
 
 Unit = Literal["", "share", "tokens", "tokens/s", "pairs/s", "s", "nats", "rate"]
-Group = Literal["loss", "pairs", "reward", "health"]
+Group = Literal["loss", "pairs", "guard", "reward", "health"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class Run:
     """Wall time from the start of the run to its end, or to its last log event."""
     last_logged: float | None
     """When the last row was logged, in Unix seconds: a run that says "running" may have been killed."""
+    runs: dict[str, Run] = field(default_factory=dict)
+    """The runs below a directory that is none itself, by the names of their directories."""
 
     @property
     def last_step(self) -> int:
@@ -139,6 +142,26 @@ def load_run(run: Path) -> Run:
         seconds=_wall_seconds(manifest, times),
         last_logged=max(times, default=None),
     )
+
+
+def load_runs(directory: Path, task: str) -> Run:
+    """A run of the task; or a directory with such runs below it, with their alarms and the evaluation of all of them.
+
+    Raises:
+        UserError: there is neither such a run, nor one below, nor evaluation/<task>.json.
+    """
+    manifest = read_manifest(directory) if (directory / MANIFEST).is_file() else {}
+    if manifest.get("task") == task or (not manifest and (directory / METRICS).is_file()):
+        return load_run(directory)
+    runs: dict[str, Run] = {}
+    for path in sorted(directory.iterdir()) if directory.is_dir() else []:
+        if (path / MANIFEST).is_file() and read_manifest(path).get("task") == task:
+            runs[path.name] = load_run(path)
+    evaluation = _read_evaluation(sorted(directory.glob("evaluation/*.json")), task)
+    if not runs and evaluation is None:
+        return load_run(directory)
+    alarms = [replace(alarm, text=f"{name}: {alarm.text}") for name, run in runs.items() for alarm in run.alarms]
+    return Run(directory, {}, {}, (), tuple(alarms), [], evaluation, None, None, runs)
 
 
 def _what_is_there(run: Path) -> str:
@@ -223,15 +246,28 @@ def _unix(moment: object) -> float | None:
 def panels(run: Run) -> list[Panel]:
     """The charts of a run in reading order; a metric that was never logged has none."""
     pairs = [_panel(run, key, title, unit, "pairs", note) for key, title, unit, note in PAIR_CHARTS]
+    guards = [_panel(run, key, title, unit, "guard", note) for key, title, unit, note in GUARD_CHARTS]
     reward = [_panel(run, key, title, "", "reward", note, spread) for key, title, spread, note in REWARD_CHARTS]
     health = [_panel(run, key, title, unit, "health", note) for key, title, unit, note in HEALTH_CHARTS]
-    return [panel for panel in _loss(run) + pairs + reward[:1] + _components(run) + reward[1:] + health if panel]
+    return [
+        panel for panel in _loss(run) + pairs + guards + reward[:1] + _components(run) + reward[1:] + health if panel
+    ]
 
 
 PAIR_CHARTS: list[tuple[str, str, Unit, str]] = [
     ("accuracy", "Accuracy", "share", "pairs whose chosen answer got the higher reward"),
     ("mean_margin", "Mean margin", "", "between the two rewards of a pair"),
     ("mean_spread", "Mean spread", "", "standard deviation of a reward"),
+]
+GUARD_CHARTS: list[tuple[str, str, Unit, str]] = [
+    ("nll_loss", "Likelihood loss", "nats", "of the chosen answer"),
+    ("log_odds_chosen", "Log odds ratio", "nats", "chosen over rejected; 0 at even odds"),
+    ("rewards/accuracies", "Preferred", "share", "records whose chosen answer is the likelier one"),
+    ("eval/tag_recall", "Tag recall, held-out", "share", "triggers that are answered with the tag"),
+    ("eval/tag_fpr_natural", "Tag on natural rows, held-out", "share", "everyday talk; each tag is a false alarm"),
+    ("eval/tag_fpr_hard", "Tag on hard negatives, held-out", "share", "looks like a trigger and is none"),
+    ("eval/tag_fpr_other", "Tag on other triggers, held-out", "share", "what another guard declines"),
+    ("eval/behavior_score", "Behavior score, held-out", "", "what the checkpoint is chosen by"),
 ]
 REWARD_CHARTS = [
     ("reward", "Total reward", "reward_std", "mean of the sampled completions"),
@@ -254,6 +290,7 @@ LOSS_NOTES = {
     "sft": "cross-entropy of the reference answers",
     "grpo": "near zero by construction; watch the reward",
     "train": "-log P(chosen over rejected), and what training adds",
+    "guardrail": "likelihood of the chosen answer, and weighted odds ratio",
 }
 
 
@@ -262,7 +299,7 @@ def _loss(run: Run) -> list[Panel | None]:
     for stage in run.stages:
         loss = run.series.get("loss", Series((), ())).within(stage.first_step, stage.last_step)
         unit: Unit = "" if stage.split == "grpo" else "nats"
-        note = LOSS_NOTES.get(stage.split, "")
+        note = LOSS_NOTES.get(str(run.manifest.get("task")), LOSS_NOTES.get(stage.split, ""))
         held_out = run.series.get(f"{HELD_OUT}/loss") if stage.split == "train" else None
         title = "Loss" if stage.split == "train" else f"Loss, {stage.name}"
         panel = Panel(f"loss/{stage.split}", title, unit, "loss", loss, None, note, (stage,), held_out)
@@ -400,4 +437,4 @@ def is_count(metric: str) -> bool:
 
 def is_rate(metric: str) -> bool:
     """True for a metric that is a share of cases, shown in per cent."""
-    return bool(re.search(r"(^|_)(rate|recall|accuracy|precision|fpr)(_|$)", metric))
+    return bool(re.search(r"(^|_)(rate|recall|accuracy|precision|fpr|adherence|kept)(_|$)", metric))

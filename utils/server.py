@@ -42,6 +42,8 @@ RUN_FILES = re.compile(
     re.ASCII,
 )
 WATCHED = ("manifest.json", "metrics.jsonl", "completions.jsonl", "evaluation/*.json")
+WATCHED_BELOW = ("*/manifest.json", "*/metrics.jsonl")
+"""What is watched, too, where a directory holds no run itself."""
 MEDIA_TYPES = {".json": "application/json", ".jsonl": "text/plain; charset=utf-8", ".png": "image/png"}
 SCRIPT_HASH = base64.b64encode(hashlib.sha256(LIVE_SCRIPT.encode()).digest()).decode()
 HEADERS = {
@@ -59,19 +61,27 @@ PAUSE_FACTOR = 5
 PORTS_TRIED = 100
 
 
-def serve(run: Path, host: str, port: int, render: Callable[[Run, str], str] | None = None) -> None:
-    """Serve until Ctrl-C; `render` makes the page of a run and its version, by default `render_report`."""
+def serve(
+    run: Path,
+    host: str,
+    port: int,
+    render: Callable[[Run, str], str] | None = None,
+    load: Callable[[Path], Run] = load_run,
+) -> None:
+    """Serve until Ctrl-C; `render` makes the page of what `load` reads and its version, by default `render_report`."""
     listener = listen(host, port)
     print_address(host, listener.getsockname()[1], port)
-    server = uvicorn.Server(configuration(run, host, render))
+    server = uvicorn.Server(configuration(run, host, render, load))
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     print("server stopped")
 
 
-def configuration(run: Path, host: str, render: Callable[[Run, str], str] | None = None) -> uvicorn.Config:
+def configuration(
+    run: Path, host: str, render: Callable[[Run, str], str] | None = None, load: Callable[[Path], Run] = load_run
+) -> uvicorn.Config:
     return uvicorn.Config(
-        make_app(run, host, render),
+        make_app(run, host, render, load),
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=1,
@@ -133,9 +143,11 @@ def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
-def make_app(run: Path, host: str, render: Callable[[Run, str], str] | None = None) -> ASGIApp:
+def make_app(
+    run: Path, host: str, render: Callable[[Run, str], str] | None = None, load: Callable[[Path], Run] = load_run
+) -> ASGIApp:
     """The whole site. There is no router: every method and path passes the same checks."""
-    page = Page(run, render)
+    page = Page(run, render, load)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         response = await run_in_threadpool(_answer, Request(scope), run, host, page)
@@ -217,10 +229,12 @@ class Page:
         self,
         run: Path,
         render: Callable[[Run, str], str] | None = None,
+        load: Callable[[Path], Run] = load_run,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.run = run
         self.render = render
+        self.load = load
         self.clock = clock
         self.lock = threading.Lock()
         self.version = ""
@@ -242,7 +256,7 @@ class Page:
     def _render(self, version: str, started: float) -> None:
         try:
             render = self.render or render_report
-            self.html, self.version, self.fault = render(load_run(self.run), version), version, None
+            self.html, self.version, self.fault = render(self.load(self.run), version), version, None
         except UserError as fault:
             self.fault = fault
         finally:
@@ -252,7 +266,8 @@ class Page:
 def files_version(run: Path) -> str:
     """Changes whenever a file does that the report reads: names, sizes and times of change."""
     seen = hashlib.sha256()
-    for pattern in WATCHED:
+    is_run = any((run / name).exists() for name in WATCHED[:2])
+    for pattern in WATCHED if is_run else WATCHED + WATCHED_BELOW:
         for path in sorted(run.glob(pattern)):
             try:
                 status = path.stat()

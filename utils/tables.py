@@ -45,7 +45,7 @@ def category_tables(evaluation: dict[str, Any]) -> list[tuple[str, Table]]:
             category: metrics.get("metrics", metrics) for category, metrics in (model.get("by_category") or {}).items()
         }
         across = list(dict.fromkeys(metric for metrics in categories.values() for metric in metrics))
-        rows = [(category, [_cell(metrics.get(key)) for key in across]) for category, metrics in categories.items()]
+        rows = [(category, [cell(metrics.get(key)) for key in across]) for category, metrics in categories.items()]
         if rows:
             tables.append((name, Table(across, rows)))
     return tables
@@ -58,7 +58,8 @@ def paired_table(evaluation: dict[str, Any]) -> Table:
 
 def failure_table(evaluation: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[int]]]]:
     """Reasons for which the strict grammar refused a completion: models, and counts by reason."""
-    counts = {name: model.get("failures") or {} for name, model in evaluation["models"].items()}
+    failures = {name: model.get("failures") for name, model in evaluation["models"].items()}
+    counts = {name: reasons if isinstance(reasons, dict) else {} for name, reasons in failures.items()}
     reasons = sorted({reason for of_model in counts.values() for reason in of_model})
     return list(counts), [
         (reason, [int(of_model.get(reason, 0)) for of_model in counts.values()]) for reason in reasons
@@ -68,11 +69,12 @@ def failure_table(evaluation: dict[str, Any]) -> tuple[list[str], list[tuple[str
 def _table(columns: dict[str, dict[str, Any]]) -> Table:
     metrics = list(dict.fromkeys(metric for column in columns.values() for metric in column))
     return Table(
-        list(columns), [(metric, [_cell(column.get(metric)) for column in columns.values()]) for metric in metrics]
+        list(columns), [(metric, [cell(column.get(metric)) for column in columns.values()]) for metric in metrics]
     )
 
 
-def _cell(raw: object) -> Cell | None:
+def cell(raw: object) -> Cell | None:
+    """An estimate as a cell; None where nothing was measured."""
     if not isinstance(raw, dict) or (value := finite(raw.get("value"))) is None:
         return None
     n = raw.get("n")

@@ -146,8 +146,9 @@ class Section:
 class Contents:
     """What a task puts on the page: its words for what every run has, and parts of its own.
 
-    Without `held_out` or `training`, the tiles are made of the metrics. `evaluate` is the command that adds an
-    evaluation, None where there can be none.
+    Without `held_out`, `training` or `tables`, tiles and tables are made of the metrics. `evaluate` is the command that
+    adds an evaluation, None where there can be none. `curves` stand before the charts of the metrics. `recipes` are
+    the options of other commands whose results the page shows, each as a manifest holds them.
     """
 
     title: str | None = None
@@ -161,9 +162,12 @@ class Contents:
     )
     compared_on: str = "all models on the same held-out queries"
     evaluate: str | None = "python main.py --mode evaluate"
+    tables: list[Grid] | None = None
+    curves: list[Picture] = field(default_factory=list)
     no_curves: str = "No metrics yet: the first appear with the first log event of --mode train."
     writes_completions: bool = True
     sections: list[Section] = field(default_factory=list)
+    recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 # --------------------------------------------------------------------------------------------------------- page
@@ -190,6 +194,8 @@ def render_report(run: Run, version: str | None = None, contents: Contents | Non
     environment.globals.update(number=number, metric_value=metric_value, basis=basis, label=metric_label)
     environment.globals.update(score=score, bar=bar)
     found = panels(run)
+    below = {name: panels(one) for name, one in run.runs.items()}
+    everything = [panel for of_run in (found, *below.values()) for panel in of_run]
     shown = sample_completions(run.completions)
     return environment.get_template(TEMPLATE).render(
         run=run,
@@ -201,8 +207,9 @@ def render_report(run: Run, version: str | None = None, contents: Contents | Non
         tiles=training_tiles(found) if contents.training is None else contents.training,
         held_out=held_out_tiles(run) if contents.held_out is None else contents.held_out,
         charts=[chart(panel) for panel in found],
-        has_spread=any(panel.spread for panel in found),
-        has_held_out=any(panel.held_out for panel in found),
+        charts_below={name: [chart(panel) for panel in of_run] for name, of_run in below.items() if of_run},
+        has_spread=any(panel.spread for panel in everything),
+        has_held_out=any(panel.held_out for panel in everything),
         completions=[dict.fromkeys(COMPLETION_KEYS) | row for row in shown],
         scales=reward_scales(shown),
         table=evaluation_table(run.evaluation) if run.evaluation else None,
@@ -211,6 +218,7 @@ def render_report(run: Run, version: str | None = None, contents: Contents | Non
         failures=failure_table(run.evaluation) if run.evaluation else ([], []),
         reproduce=reproduce(run.manifest),
         facts=flatten(run.manifest),
+        recipes=recipes(run, contents),
     )
 
 
@@ -262,6 +270,12 @@ def reward_scales(completions: list[dict[str, Any]]) -> dict[str, float]:
             usable = isinstance(value, (int, float)) and math.isfinite(value)
             scales[name] = max(scales.get(name, 1.0), float(value) if usable else 1.0)
     return scales
+
+
+def recipes(run: Run, contents: Contents) -> list[tuple[str, tuple[str, str] | None, list[tuple[str, str]]]]:
+    """How to repeat each run below, and each command whose results stand on the page: name, recipe, facts."""
+    below = {name: one.manifest for name, one in run.runs.items()}
+    return [(name, reproduce(manifest), flatten(manifest)) for name, manifest in (below | contents.recipes).items()]
 
 
 def reproduce(manifest: dict[str, Any]) -> tuple[str, str] | None:
