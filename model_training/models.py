@@ -221,22 +221,30 @@ def fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-def load_adapter(model: Any, path: str | Path, trainable: bool = False) -> Any:
-    """The base model with the adapter of that directory on it; an adapter that does not belong to it is an error."""
+def load_adapter(model: Any, path: str | Path, trainable: bool = False, name: str = "default") -> Any:
+    """The base model with the adapter of that directory on it; an adapter that does not belong to it is an error.
+
+    A model that has adapters already gets one more, under that name.
+    """
     from peft import PeftModel
     from safetensors import SafetensorError
 
     folder = Path(path)
     config = _adapter_config(folder)
-    _check_base(model, folder, config)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    _check_base(base, folder, config)
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
+            adapted = model
+        else:
+            adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=trainable)
     except SafetensorError as error:
         raise UserError(f"adapter {folder}: adapter_model.safetensors is damaged ({error}); train it anew") from error
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise _other_base(model, folder, config, f"its weights do not fit: {reason}") from error
-    _check_complete(adapted, model, folder, config)
+        raise _other_base(base, folder, config, f"its weights do not fit: {reason}") from error
+    _check_complete(adapted, base, folder, config, name)
     return adapted
 
 
@@ -269,8 +277,9 @@ def _adapter_config(folder: Path) -> dict[str, Any]:
 
 def _check_base(model: Any, folder: Path, config: dict[str, Any]) -> None:
     note = folder / "subtext.json"
-    if note.is_file():
-        if json.loads(note.read_text(encoding="utf-8"))["base_fingerprint"] != fingerprint(model):
+    recorded_print = json.loads(note.read_text(encoding="utf-8")).get("base_fingerprint") if note.is_file() else None
+    if recorded_print is not None:
+        if recorded_print != fingerprint(model):
             raise _other_base(model, folder, config, "the base model's weights differ from those it was trained on")
         return
     recorded = (config.get("base_model_name_or_path") or "").rpartition("/")[2].lower()
@@ -279,13 +288,13 @@ def _check_base(model: Any, folder: Path, config: dict[str, Any]) -> None:
         raise _other_base(model, folder, config, "the names differ")
 
 
-def _check_complete(adapted: Any, model: Any, folder: Path, config: dict[str, Any]) -> None:
+def _check_complete(adapted: Any, model: Any, folder: Path, config: dict[str, Any], name: str) -> None:
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
     with safe_open(str(folder / "adapter_model.safetensors"), framework="pt") as file:
         stored = set(file.keys())
-    if stored != set(get_peft_model_state_dict(adapted, save_embedding_layers=False)):
+    if stored != set(get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)):
         raise _other_base(model, folder, config, "its layers are not this model's")
 
 
