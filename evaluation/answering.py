@@ -21,13 +21,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 
 from evaluation.sampling import Message, sample
 from model_training.guard_adapters import GuardAdapter, common_base, find_adapters, find_joint
-from model_training.guardrail_config import MERGES, StackingOptions
+from model_training.guardrail_config import Merge, StackingOptions
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def choose_adapters(
     place = (config.output_dir, behaviors, variation, tags, checkpoint, config.lora_paths)
     guards = find_adapters(*place) if any(mode not in (BASE, "joint") for mode in modes) else []
     others = {"joint": find_joint(*place)} if "joint" in modes else {}
-    for mode in MERGES:
+    for mode in get_args(Merge):
         if mode in modes:
             others[mode] = merge_adapters(
                 guards,

@@ -140,9 +140,7 @@ def _place(output_dir: str | Path, name: str, variation: str, checkpoint: str | 
     )
     if checkpoint is None:
         if not (run / ADAPTER).is_dir():
-            raise UserError(
-                f"there is no adapter of {name}, {variation}: {run / ADAPTER} is missing; train it: {command}"
-            )
+            raise UserError(f"no adapter of {name}, {variation}: {run / ADAPTER} is missing; train it: {command}")
         return run / ADAPTER
     folder = run / "checkpoints"
     found = [path.name for path in list_checkpoints(folder)]

@@ -44,7 +44,7 @@ class LoraLayers:
     @property
     def rank(self) -> int:
         """The largest of its layers."""
-        return max(A.shape[0] for A, _ in self.factors.values())
+        return max(int(A.shape[0]) for A, _ in self.factors.values())
 
 
 def read_lora(path: Path) -> LoraLayers:
@@ -73,7 +73,7 @@ def write_lora(folder: Path, factors: Mapping[str, Factors], like: list[LoraLaye
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    rank = max(A.shape[0] for A, _ in factors.values())
+    rank = max(int(A.shape[0]) for A, _ in factors.values())
     tensors = {}
     for layer, (A_RI, B_OR) in factors.items():
         fill = rank - A_RI.shape[0]

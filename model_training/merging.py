@@ -165,7 +165,7 @@ def _input(adapter: GuardAdapter) -> dict[str, Any]:
 
 
 def _whole(target: Path) -> dict[str, Any] | None:
-    """The note of a merge that lies there as it was written; None where there is none, or one that was tampered with."""
+    """The note of a merge that lies there as it was written; None where there is none, or one that was changed."""
     try:
         note: dict[str, Any] = json.loads((target / NOTE).read_bytes())
         intact = all(sha256_file(target / file) == digest for file, digest in note["sha256"].items())
@@ -208,5 +208,6 @@ def _card(base: str, note: dict[str, Any]) -> str:
         f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{shown}"), "this/directory")\n'
         "```\n"
     )
-    rows = {key: note[key] for key in ("mode", "rank", "density", "seed", "relative_error") if key in note}
+    said = ("mode", "rank", "density", "seed", "relative_error")
+    rows: dict[str, Any] = {key: note[key] for key in said if key in note}
     return card_frame(shown, "text-generation", ["guardrail", "merge"], body, rows)
