@@ -1,0 +1,154 @@
+"""How surely a model begins its answer with a guard's tag: one forward of prompt and tag, nothing is generated.
+
+    log P(tag) = sum over the tag's tokens of log P(token | prompt and the tag's tokens before it)
+    greedy     = each of these tokens is the likeliest at its place: greedy decoding writes the tag
+
+    scores = tag_scores(model, tokenizer, prompts, "<guard:politics>")
+    scores.greedy.mean()                                    # the tag's rate
+    threshold = calibrate(scores.log_prob[triggers], scores.log_prob[others])
+
+Tags are compared as tokens in their place, at the head of an answer and before its first word, since that is how they
+were learned. Sureness is compared in log-odds, log p / (1 - p): between 0.99 and 0.999 lies as much as between 0.5 and
+0.9, which probabilities hide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from model_training.models import encode_prompt
+from prompts.chat import Message
+from utils.errors import UserError
+
+Floats = NDArray[np.float64]
+FEWEST = 5
+"""Prompts of a side below which no threshold is fitted."""
+LARGEST_LOG_ODDS = 30.0
+"""Float32 logits cannot tell surer cases apart."""
+FIRST_WORDS = (" I am", " Well, no", " 1")
+
+
+@dataclass(frozen=True)
+class TagScores:
+    """Of N prompts."""
+
+    log_prob: Floats
+    """(N,): log probability that the answer begins with the tag."""
+    greedy: NDArray[np.bool_]
+    """(N,): greedy decoding writes the tag."""
+
+
+def tag_token_ids(tokenizer: Any, tag: str) -> list[int]:
+    """The tokens that a tag at the head of an answer is made of, whatever words follow it.
+
+    Raises:
+        UserError: the tokenizer fuses the tag's end with the next word.
+    """
+    answers = [tokenizer(tag + word, add_special_tokens=False)["input_ids"] for word in FIRST_WORDS]
+    same = 0
+    while same < min(map(len, answers)) and len({answer[same] for answer in answers}) == 1:
+        same += 1
+    ids: list[int] = answers[0][:same]
+    if tokenizer.decode(ids).strip() != tag:
+        raise UserError(
+            f"tag {tag}: this model's tokenizer fuses its end with the word behind it; end the tag with `>`"
+        )
+    return ids
+
+
+def tag_scores(
+    model: Any, tokenizer: Any, prompts: Sequence[list[Message]], tag: str, batch_size: int = 16
+) -> TagScores:
+    """Score N prompts, in their order; the model's training mode is left as it was.
+
+    Raises:
+        UserError: the tag's tokens are not its own, or a prompt is longer than the model has positions for.
+    """
+    ids = tag_token_ids(tokenizer, tag)
+    rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    _check_positions(model, [len(row) + len(ids) for row in rows])
+    log_prob, greedy = np.zeros(len(rows)), np.zeros(len(rows), dtype=bool)
+    order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
+    training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            log_prob[batch], greedy[batch] = _batch_scores(model, [rows[number] for number in batch], ids)
+    finally:
+        model.train(training)
+    return TagScores(log_prob, greedy)
+
+
+def _batch_scores(model: Any, rows: list[list[int]], tag: list[int]) -> tuple[Floats, NDArray[np.bool_]]:
+    """Log probabilities (B,) and whether greedy decoding writes the tag (B,), of prompts that are token ids."""
+    width = max(map(len, rows)) + len(tag) - 1
+    padded = [[tag[0]] * (width - len(row) - len(tag) + 1) + row + tag[:-1] for row in rows]
+    mask = torch.tensor([[0] * (width - len(row) - len(tag) + 1) + [1] * (len(row) + len(tag) - 1) for row in rows])
+    with torch.inference_mode():
+        logits = model(
+            input_ids=torch.tensor(padded, device=model.device),
+            attention_mask=mask.to(model.device),
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0).to(model.device),
+            logits_to_keep=len(tag),
+            use_cache=False,
+        ).logits
+    log_prob = np.zeros(len(rows))
+    greedy = np.ones(len(rows), dtype=bool)
+    for place, token in enumerate(tag):
+        at_place = logits[:, place].double()
+        log_prob += (at_place[:, token] - at_place.logsumexp(1)).cpu().numpy()
+        greedy &= (at_place.argmax(1) == token).cpu().numpy()
+    return np.minimum(log_prob, 0.0), greedy
+
+
+def _check_positions(model: Any, lengths: list[int]) -> None:
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for number, length in enumerate(lengths, start=1):
+        if positions is not None and length > positions:
+            raise UserError(
+                f"prompt {number} and the tag have {length} tokens, the model {positions} positions; cut it"
+            )
+
+
+# --- thresholds -----------------------------------------------------------------------------------------------------
+
+
+def log_odds(log_prob: ArrayLike) -> Floats:
+    """log p / (1 - p) of log probabilities, at most LARGEST_LOG_ODDS either way."""
+    logs = np.minimum(np.asarray(log_prob, dtype=np.float64), -math.exp(-LARGEST_LOG_ODDS))
+    odds: Floats = np.clip(logs - np.log(-np.expm1(logs)), -LARGEST_LOG_ODDS, LARGEST_LOG_ODDS)
+    return odds
+
+
+def calibrate(of_triggers: ArrayLike, of_others: ArrayLike) -> float:
+    """The probability of the tag above which a prompt counts as a trigger, from log probabilities of both sides.
+
+    Where every trigger is surer than every other prompt, it is the middle, in log-odds, between the least sure trigger
+    and the surest other. Else it is the threshold with the best balanced accuracy, (recall + specificity) / 2, of
+    several the one nearest to 1/2. With less than FEWEST prompts on a side there is nothing to fit: 1/2.
+    """
+    yes, no = np.sort(log_odds(of_triggers)), np.sort(log_odds(of_others))
+    if min(len(yes), len(no)) < FEWEST:
+        return 0.5
+    if yes[0] > no[-1]:
+        return _sigmoid((yes[0] + no[-1]) / 2)
+    values = np.unique(np.concatenate([yes, no]))
+    between = (values[1:] + values[:-1]) / 2
+    recall = 1 - np.searchsorted(yes, between, side="right") / len(yes)
+    specificity = np.searchsorted(no, between, side="right") / len(no)
+    if len(between) == 0:
+        return 0.5
+    best = np.lexsort((np.abs(between), -(recall + specificity)))[0]
+    return _sigmoid(between[best])
+
+
+def _sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
