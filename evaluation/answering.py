@@ -19,6 +19,7 @@ from before the first adapter was put on it: `largest_base_difference` shows tha
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     import torch
 
 BASE = "base"
-LEAST_LOG_PROBABILITY = 1e-12
-"""How near to 1 a probability may come before two adapters count as equally sure."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +105,12 @@ def choose_adapters(
                 density=config.merge_density,
                 seed=config.seed,
                 model_name=config.model_name,
+            )
+            note = others[mode].note
+            print(
+                f"{mode} merge of rank {note['rank']}: relative error {note['relative_error']:.3g} "
+                f"against the sum of the adapters ({others[mode].path})",
+                file=sys.stderr,
             )
     return guards, others
 
@@ -245,11 +250,10 @@ def routes(ensemble: Ensemble, prompts: list[list[Message]], batch_size: int) ->
 
 
 def margins(log_p_GN: np.ndarray[Any, Any], threshold_G: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """logit(p) - logit(t) of each adapter and prompt, (G, N), from the logarithms of p, which may round to 0."""
-    log_p_GN = np.minimum(log_p_GN, -LEAST_LOG_PROBABILITY)
-    logit_t_G = np.log(threshold_G) - np.log1p(-threshold_G)
-    result: np.ndarray[Any, Any] = log_p_GN - np.log(-np.expm1(log_p_GN)) - logit_t_G[:, None]
-    return result
+    """logit(p) - logit(t) of each adapter and prompt, (G, N), from log p (G, N) and t (G,)."""
+    from model_training.tag_probability import log_odds
+
+    return log_odds(log_p_GN) - log_odds(np.log(threshold_G))[:, None]
 
 
 def prompt_forwards(mode: str, n_adapters: int) -> int:

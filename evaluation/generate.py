@@ -131,7 +131,7 @@ def show(how: str, query: str, number: int, completion: str, place: str, first: 
 
 
 def json_line(query: str, number: int, completion: str) -> str:
-    """One JSON object; every character that is not printable is a \\u escape."""
+    """The row of one completion, by `json_object`."""
     lenient = parse_lenient(completion)
     row = {
         "query": query,
@@ -142,6 +142,11 @@ def json_line(query: str, number: int, completion: str) -> str:
         "failure": parse(completion).failure,
         "flags": lenient.flags,
     }
+    return json_object(row)
+
+
+def json_object(row: dict[str, Any]) -> str:
+    """The row on one line of JSON; every character that is not printable is a \\u escape."""
     return _UNPRINTABLE.sub(_escaped, json.dumps(row, ensure_ascii=False))
 
 
@@ -187,11 +192,12 @@ def _show_both(query: str, completion: str, place: str, first: bool) -> None:
     if note:
         lines.append(note)
     for label, text in (("visible", lenient.visible), ("hidden", lenient.hidden)):
-        lines += [f"{label}:", _indented(text)] if text is not None else [f"{label}: none"]
+        lines += [f"{label}:", indented(text)] if text is not None else [f"{label}: none"]
     print(("" if first else "\n") + "\n".join(lines))
 
 
-def _indented(text: str) -> str:
+def indented(text: str) -> str:
+    """What a model wrote, set apart from the labels around it, which it cannot forge."""
     return "\n".join("    " + line for line in safe(text).split("\n"))
 
 
