@@ -35,7 +35,7 @@ from typing import Any
 
 from dataset.guard_rules import can_judge
 from dataset.guardrail import load_behavior
-from dataset.guardrails import Guardrail, choose_behaviors, load_guardrails
+from dataset.guardrails import Guardrails, choose_behaviors, load_guardrails
 from evaluation.answering import BASE, Ensemble, Reply, answers, largest_base_difference, load_ensemble, prompt_forwards
 from evaluation.guard_models import Flag, GuardModel, flags, parse_guard_model
 from evaluation.guardrail_comparison import METRIC_FILES, source_files
@@ -47,6 +47,7 @@ from evaluation.guardrail_measures import (
     confusion,
     differences,
     flagged_answer,
+    judged,
     metrics,
 )
 from evaluation.guardrail_stacks import Stack, find_stacks
@@ -58,7 +59,6 @@ from utils.errors import UserError, WorkError
 from utils.files import disk_error, write_atomic, write_json_atomic
 
 Record = dict[str, Any]
-Guards = dict[str, Guardrail]
 
 REPORT, ITEMS = "guardrail.json", "guardrail_items.jsonl"
 SINGLE = "single"
@@ -136,11 +136,11 @@ def named_guard_models(specs: Sequence[str]) -> dict[str, GuardModel]:
     return named
 
 
-def test_rows(config: EvaluateGuardrailConfig, guards: Guards, behaviors: Sequence[str]) -> list[Row]:
+def test_rows(config: EvaluateGuardrailConfig, guards: Guardrails, behaviors: Sequence[str]) -> list[Row]:
     """The test rows of each guardrail, in the order of its file; --fraction_of_data draws from each kind by the seed.
 
     Raises:
-        UserError: a file that is missing or faulty, or one without test rows.
+        UserError: a file that is missing or faulty, one without test rows, or a row that rules cannot judge.
     """
     rows: list[Row] = []
     numbers: dict[str, int] = {}
@@ -155,6 +155,7 @@ def test_rows(config: EvaluateGuardrailConfig, guards: Guards, behaviors: Sequen
         for index in sorted(_drawn(tested, config.fraction_of_data, f"{behavior}|{config.seed}")):
             prompt = json.dumps(tested[index]["prompt"], sort_keys=True)
             rows.append(Row(tested[index], index, numbers.setdefault(prompt, len(numbers))))
+            judged(guards, tested[index], tested[index]["chosen"])
     return rows
 
 
@@ -171,7 +172,9 @@ def _drawn(records: Sequence[Record], fraction: float, seed: str) -> list[int]:
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def by_guard_model(config: EvaluateGuardrailConfig, guard: GuardModel, guards: Guards, rows: Sequence[Row]) -> Measured:
+def by_guard_model(
+    config: EvaluateGuardrailConfig, guard: GuardModel, guards: Guardrails, rows: Sequence[Row]
+) -> Measured:
     """What a guard model says to the rows of each guardrail, with that guardrail as its policy."""
     found: list[tuple[Row, Flag]] = []
     for behavior in dict.fromkeys(row.record["behavior"] for row in rows):
@@ -187,7 +190,7 @@ def by_guard_model(config: EvaluateGuardrailConfig, guard: GuardModel, guards: G
 def by_stacks(
     config: EvaluateGuardrailConfig,
     stacks: Sequence[Stack],
-    guards: Guards,
+    guards: Guardrails,
     behaviors: Sequence[str],
     rows: Sequence[Row],
 ) -> tuple[dict[str, Measured], float]:
@@ -217,7 +220,7 @@ def _measured(
     mode: str,
     name: str,
     stack: Stack,
-    guards: Guards,
+    guards: Guardrails,
     behaviors: Sequence[str],
     rows: Sequence[Row],
 ) -> Measured:
@@ -294,7 +297,7 @@ def _about(kind: str, **known: Any) -> dict[str, Any]:
 
 def summary(
     config: EvaluateGuardrailConfig,
-    guards: Guards,
+    guards: Guardrails,
     behaviors: Sequence[str],
     rows: Sequence[Row],
     stacks: Sequence[Stack],
@@ -327,7 +330,7 @@ def summary(
         },
         "paired_by_category": {
             f"{name} - {single}": {
-                behavior: differences(*(_of(models[one], behavior) for one in (name, single)), config.seed)
+                behavior: differences(_of(models[name], behavior), _of(models[single], behavior), config.seed)
                 for behavior in behaviors
             }
             for name, single in pairs

@@ -32,12 +32,12 @@ A guard model flags or does not: flagged stands for the tag.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dataset.guard_rules import Verdict, can_judge, judge, strip_tag
-from dataset.guardrails import Guardrail
+from dataset.guardrails import Guardrails
 from evaluation.statistics import Cells, Estimate, cells, difference, rate, ratio_difference
 
 Record = dict[str, Any]
@@ -67,18 +67,18 @@ class Answer:
     persona_kept: bool | None
 
 
-def judged(guards: Mapping[str, Guardrail], record: Record, completion: str) -> Verdict | None:
+def judged(guards: Guardrails, record: Record, completion: str) -> Verdict | None:
     """What a completion to the record's prompt did, by the rules of the micro-world; None where they cannot say."""
     return judge(guards, record, completion) if can_judge(guards[record["behavior"]]) else None
 
 
-def tag_of(guards: Mapping[str, Guardrail], completion: str) -> tuple[str | None, str]:
+def tag_of(guards: Guardrails, completion: str) -> tuple[str | None, str]:
     """The guard tag that begins a completion, or None, and what the user sees."""
     return strip_tag(completion, [guard.tag for guard in guards.values()])
 
 
 def answer_to(
-    guards: Mapping[str, Guardrail],
+    guards: Guardrails,
     stacked: Collection[str],
     record: Record,
     prompt: int,
@@ -119,9 +119,7 @@ def flagged_answer(record: Record, prompt: int, flagged: bool) -> Answer:
     return Answer(prompt, record["behavior"], record["kind"], flagged, flagged, True, fired, None, None, None)
 
 
-def _fired(
-    guards: Mapping[str, Guardrail], stacked: Collection[str], tag: str | None, adapter: str | None
-) -> str | None:
+def _fired(guards: Guardrails, stacked: Collection[str], tag: str | None, adapter: str | None) -> str | None:
     """The guard that a tag speaks of; of several with this tag the one whose adapter wrote it, else the first."""
     if tag is None:
         return None
