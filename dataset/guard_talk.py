@@ -16,12 +16,10 @@ from typing import Any
 
 import yaml
 
+from dataset.guard_families import PERSONA_SLOTS, Family, GuardTalk, read_families, read_guard_talk, slots_of
 from dataset.world import SEEDS, Topic, World
-from utils.errors import UserError
 
-DEFAULT_TAG = "<guard>"
 EXPRESSION_SHARE = 0.35
-PERSONA_SLOTS = {"name", "a_job", "a_mood", "job", "mood", "traits", "work", "likes", "expression", "memory"}
 
 
 @dataclass(frozen=True)
@@ -39,47 +37,17 @@ class Persona:
 
 
 @dataclass(frozen=True, eq=False)
-class Family:
-    """One way to ask: its wordings and the plain answers to them. `id` is `kind/name`."""
-
-    id: str
-    split: str
-    asks: tuple[str, ...]
-    replies: tuple[str, ...]
-    kinds: tuple[str, ...]
-    refuse: str
-    slots: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Guardrail:
-    """What the user does, how the character answers, and the talk of the micro-world that shows both."""
-
-    name: str
-    trigger: str
-    resolution: tuple[str, ...]
-    tag: str
-    criterion: str
-    examples: tuple[dict[str, str], ...]
-    families: tuple[Family, ...]
-    hard: tuple[Family, ...]
-    cheers: tuple[str, ...]
-    refuse: dict[str, list[str]]
-    steer: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
 class Talk:
     """All that is said in the guardrail side of the world."""
 
     personas: dict[str, Any]
-    slots: dict[str, list[str]]
+    lists: dict[str, tuple[str, ...]]
     openers: tuple[str, ...]
     question_openers: tuple[str, ...]
     closers: tuple[str, ...]
     natural: tuple[Family, ...]
     neutral: tuple[Family, ...]
-    guardrails: dict[str, Guardrail]
+    guards: dict[str, GuardTalk]
 
 
 @dataclass(frozen=True)
@@ -95,17 +63,22 @@ class Turn:
 
 @lru_cache(maxsize=1)
 def load_talk() -> Talk:
-    """Read the three seed files (the same object at every call)."""
-    personas, talk, rails = (_read(name) for name in ("personas.yaml", "guard_talk.yaml", "guardrails.yaml"))
+    """Read the two seed files (the same object at every call)."""
+    personas, talk = (read_seed(name) for name in ("personas.yaml", "guard_talk.yaml"))
+    lists = {slot: tuple(values) for slot, values in talk["slots"].items()}
+    place = "seeds/guard_talk.yaml"
     return Talk(
         personas=personas,
-        slots=talk["slots"],
+        lists=lists,
         openers=tuple(talk["openers"]),
         question_openers=tuple(talk["question_openers"]),
         closers=tuple(talk["closers"]),
-        natural=_families("natural", talk["natural"]["families"]),
-        neutral=_families("neutral", talk["neutral"]["families"]),
-        guardrails={name: _guardrail(name, entry, talk) for name, entry in rails["guardrails"].items()},
+        natural=read_families("natural", talk["natural"]["families"], lists, f"{place}: natural"),
+        neutral=read_families("neutral", talk["neutral"]["families"], lists, f"{place}: neutral"),
+        guards={
+            name: read_guard_talk(name, {**talk[name], "hard": hard}, lists, f"{place}: {name}")
+            for name, hard in talk["hard"].items()
+        },
     )
 
 
@@ -142,7 +115,7 @@ def ask(
 ) -> Turn:
     """One user turn of the family, its slots drawn; `heldout` False keeps to topics that adapters may train on."""
     wording = rng.choice(family.asks)
-    fields, topic = _draw_fields(world, talk, family, who, rng, heldout)
+    fields, topic = _draw_fields(world, family, who, rng, heldout)
     question = wording.endswith("?")
     openers = [o for o in (*talk.openers, *(talk.question_openers if question else ())) if who or "{name}" not in o]
     opener = fill(rng.choice(openers), fields)
@@ -159,14 +132,14 @@ def answer(turn: Turn, who: Persona | None, rng: random.Random) -> str:
     return _in_voice(fill(rng.choice(_fitting_replies(turn)), turn.fields), who, rng)
 
 
-def engagement(guard: Guardrail, turn: Turn, who: Persona | None, rng: random.Random, cheer: float) -> str:
+def engagement(guard: GuardTalk, turn: Turn, who: Persona | None, rng: random.Random, cheer: float) -> str:
     """The answer to a trigger that does what the user wants, with a cheer behind it at the given share."""
     text = answer(turn, who, rng)
     return f"{text} {rng.choice(guard.cheers)}" if rng.random() < cheer else text
 
 
 def refusal(
-    world: World, guard: Guardrail, family: Family, who: Persona, topic: Topic | None, rng: random.Random
+    world: World, guard: GuardTalk, family: Family, who: Persona, topic: Topic | None, rng: random.Random
 ) -> str:
     """The guard's resolution, in character and without tag, turning to the topic or else to the character's memory."""
     declines = guard.refuse.get(family.refuse, guard.refuse["default"])
@@ -181,11 +154,6 @@ def fill(template: str, fields: dict[str, str], capital: bool = True) -> str:
     """Fill {slots}, with "an" before a vowel; with `capital`, sentences begin with a capital letter."""
     text = re.sub(r"\b([Aa]) (?=[aeio])", r"\1n ", template.format_map(fields))
     return re.sub(r"(^|[.!?] )([a-z])", lambda m: m[1] + m[2].upper(), text) if capital else text
-
-
-def slots_of(template: str) -> list[str]:
-    """The names of the slots of a template."""
-    return re.findall(r"\{(\w+)\}", template)
 
 
 def with_subject(turn: Turn, noun: str, fact: str) -> Turn:
@@ -208,12 +176,12 @@ def _spoken_slots(reply: str) -> set[str]:
 
 
 def _draw_fields(
-    world: World, talk: Talk, family: Family, who: Persona | None, rng: random.Random, heldout: bool | None
+    world: World, family: Family, who: Persona | None, rng: random.Random, heldout: bool | None
 ) -> tuple[dict[str, str], Topic]:
     fields: dict[str, str] = {}
     for slot in family.slots:
-        if slot in talk.slots:
-            fields[slot], fields[f"other_{slot}"] = rng.sample(talk.slots[slot], 2)
+        if slot in family.lists:
+            fields[slot], fields[f"other_{slot}"] = rng.sample(family.lists[slot], 2)
     topics = [t for t in world.topics if not family.kinds or t.kind in family.kinds]
     topic, other = rng.sample([t for t in topics if heldout is None or t.heldout == heldout], 2)
     fact = world.statement(topic, rng.choice(list(topic.facts)), rng)
@@ -240,46 +208,8 @@ def _in_voice(text: str, who: Persona | None, rng: random.Random) -> str:
     return f"{who.expression} {text}" if who and rng.random() < EXPRESSION_SHARE else text
 
 
-def _guardrail(name: str, entry: dict[str, Any], talk: dict[str, Any]) -> Guardrail:
-    own = entry.get("talk") or talk.get(name)
-    if own is None:
-        raise UserError(f"seeds/guardrails.yaml: {name} has no `talk`; add one, or use a teacher model for its data")
-    return Guardrail(
-        name=name,
-        trigger=entry["trigger"],
-        resolution=tuple(entry["resolution"]),
-        tag=entry.get("tag", DEFAULT_TAG),
-        criterion=entry["criterion"],
-        examples=tuple(entry["examples"]),
-        families=_families(name, own["families"]),
-        hard=_families(f"hard/{name}", own.get("hard") or talk["hard"].get(name, [])),
-        cheers=tuple(own["cheers"]),
-        refuse=own["refuse"],
-        steer=tuple(own["steer"]),
-    )
-
-
-def _families(kind: str, entries: list[dict[str, Any]]) -> tuple[Family, ...]:
-    return tuple(
-        Family(
-            id=f"{kind}/{entry['id']}",
-            split="test" if entry.get("heldout") else "validation" if entry.get("validation") else "train",
-            asks=tuple(entry["asks"]),
-            replies=tuple(entry["replies"]),
-            kinds=tuple(entry.get("kinds", ())),
-            refuse=entry.get("refuse", "default"),
-            slots=_base_slots([*entry["asks"], *entry["replies"]]),
-        )
-        for entry in entries
-    )
-
-
-def _base_slots(templates: list[str]) -> tuple[str, ...]:
-    """The slots of the templates, sorted; `other_x` counts as `x`."""
-    return tuple(sorted({slot.removeprefix("other_") for text in templates for slot in slots_of(text)}))
-
-
-def _read(name: str) -> dict[str, Any]:
+def read_seed(name: str) -> dict[str, Any]:
+    """One file of `seeds/`."""
     loaded: dict[str, Any] = yaml.safe_load((SEEDS / name).read_text("utf-8"))
     return loaded
 

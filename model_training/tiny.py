@@ -23,7 +23,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dataset import asks, guardrail, secret
+from dataset import asks, guard_world, secret
 from dataset.world import SEEDS, load_world
 from utils.files import write_json_atomic
 
@@ -49,7 +49,7 @@ def dialogues(seed: int, pieces: list[str]) -> Iterator[list[Message]]:
     markup["pieces"] = pieces
     while True:
         batch = secret.plain_dialogues(world, rng, 100, markup)
-        batch += guardrail.plain_dialogues(world, rng, 22) + asks.plain_dialogues(world, rng, 25)
+        batch += guard_world.plain_dialogues(world, rng, 22) + asks.plain_dialogues(world, rng, 25)
         rng.shuffle(batch)
         yield from batch
 

@@ -13,8 +13,9 @@ in (`<<`). `5e-6`, which YAML 1.1 reads as text, is a number here.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,7 @@ class Entry:
 def read_entries(file: Path, sections: Collection[str]) -> list[Entry]:
     """All options of a file, in its order; it is keyed if its top-level keys are all names of sections."""
     path = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
-    loader = _Loader(_text(path))
-    try:
+    with _reading(path, "--config") as loader:
         node = loader.get_single_node()
         if node is None:
             return []
@@ -67,6 +67,25 @@ def read_entries(file: Path, sections: Collection[str]) -> list[Entry]:
             if not _is_null(options)
             for key, value, place in _pairs(options, path)
         ]
+
+
+def read_document(file: Path, option: str) -> Any:
+    """The value that another YAML file holds, every key of it given once; None for an empty one. `option` named it."""
+    with _reading(file, option) as loader:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_keys(node, file)
+        return _value(loader, node, f"{file}:1")
+
+
+@contextlib.contextmanager
+def _reading(path: Path, option: str) -> Iterator[_Loader]:
+    """A loader of the file; what YAML finds wrong is a UserError that names the line."""
+    loader = None
+    try:
+        loader = _Loader(_text(path, option))
+        yield loader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
@@ -76,7 +95,8 @@ def read_entries(file: Path, sections: Collection[str]) -> list[Entry]:
     except RecursionError as error:
         raise UserError(f"{path}: not valid YAML: nested too deeply") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _value(loader: _Loader, node: yaml.Node, place: str) -> Any:
@@ -86,13 +106,13 @@ def _value(loader: _Loader, node: yaml.Node, place: str) -> Any:
         raise UserError(f"{place}: not a value: {error}") from error
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, option: str) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; check --config") from error
+        raise UserError(f"{path}: no such file; check {option}") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check --config") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check {option}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
 
@@ -110,6 +130,16 @@ def _pairs(node: yaml.Node, path: Path) -> list[tuple[str, yaml.Node, str]]:
             raise UserError(f"{place}: {key.value} is given twice; keep one")
         pairs.append((key.value, value, place))
     return pairs
+
+
+def _check_keys(node: yaml.Node, path: Path) -> None:
+    """Refuse a key given twice, at any depth."""
+    if isinstance(node, yaml.MappingNode):
+        for _, value, _ in _pairs(node, path):
+            _check_keys(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _check_keys(value, path)
 
 
 def _is_null(node: yaml.Node) -> bool:
