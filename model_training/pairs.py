@@ -171,7 +171,7 @@ def pair_outputs(model: Any, batch: PairBatch) -> tuple[Tensor, Tensor]:
     The model is a `*ForSequenceClassification` over a decoder, bare, within a PeftModel, or wrapped for several
     devices; its `score` layer reads every token, and the scored ones are picked from that.
     """
-    scores = _forward(model, _bare(model).score, batch).flatten(0, 1)
+    scores = _forward(model, bare_model(model).score, batch).flatten(0, 1)
     if scores.dtype in (torch.bfloat16, torch.float16):
         scores = scores.float()
     return scores[batch.chosen_last], scores[batch.rejected_last]
@@ -179,13 +179,20 @@ def pair_outputs(model: Any, batch: PairBatch) -> tuple[Tensor, Tensor]:
 
 def pair_hidden(model: Any, batch: PairBatch) -> Tensor:
     """Final hidden states of a causal LM (or a classifier's), one a place: (R * L, H), in the model's precision."""
-    bare = _bare(model)
+    bare = bare_model(model)
     only_last = {} if hasattr(bare, "score") else {"logits_to_keep": 1}  # no logits over the vocabulary
     return _forward(model, bare.get_decoder(), batch, **only_last).flatten(0, 1)
 
 
 def check_shared(model: Any, pad_id: int) -> None:
-    """Try one pair both ways, and refuse a model for which a shared prompt changes the hidden states (UserError)."""
+    """Refuse a model for which a shared prompt changes the hidden states (UserError)."""
+    reason = why_not_shared(model, pad_id)
+    if reason is not None:
+        raise UserError(f"{reason}; use --shared_prompt false")
+
+
+def why_not_shared(model: Any, pad_id: int) -> str | None:
+    """Try one pair both ways; None where a shared prompt leaves the hidden states as they are, else what goes wrong."""
 
     def places(batch: PairBatch) -> Tensor:
         return torch.cat([batch.chosen_at[batch.chosen_at >= 0], batch.rejected_at[batch.rejected_at >= 0]])
@@ -197,25 +204,26 @@ def check_shared(model: Any, pad_id: int) -> None:
     model.eval()
     try:
         with torch.no_grad():
-            batches = (collate_pairs(pairs, pad_id, shared).to(_bare(model).device) for shared in (True, False))
+            batches = (collate_pairs(pairs, pad_id, shared).to(bare_model(model).device) for shared in (True, False))
             shared, plain = (pair_hidden(model, batch)[places(batch)].float() for batch in batches)
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:  # each in its own way
-        raise _refusal(model, f"its forward fails with a mask between tokens ({error})") from error
+        return _cannot_share(model, f"its forward fails with a mask between tokens ({error})")
     finally:
         model.train(training)
     difference = ((shared - plain).norm() / plain.norm()).item()
-    tolerance = 1e-4 if _bare(model).dtype in (torch.float32, torch.float64) else 3e-2
+    tolerance = 1e-4 if bare_model(model).dtype in (torch.float32, torch.float64) else 3e-2
     if not difference <= tolerance:
-        raise _refusal(model, f"hidden states differ by {difference:.1e}, more than {tolerance:.0e}")
+        return _cannot_share(model, f"hidden states differ by {difference:.1e}, more than {tolerance:.0e}")
+    return None
 
 
-def _refusal(model: Any, reason: str) -> UserError:
-    bare = _bare(model)
+def _cannot_share(model: Any, reason: str) -> str:
+    bare = bare_model(model)
     kind = f"{type(bare).__name__} with {bare.config._attn_implementation} attention"
-    return UserError(f"{kind} cannot compute two answers behind one prompt: {reason}; use --shared_prompt false")
+    return f"{kind} cannot compute two answers behind one prompt: {reason}"
 
 
-def _bare(model: Any) -> Any:
+def bare_model(model: Any) -> Any:
     """The transformers model inside the wrappers of accelerate and peft."""
     from accelerate.utils import extract_model_from_parallel
     from peft import PeftModel
@@ -235,7 +243,7 @@ def _forward(model: Any, layer: Any, batch: PairBatch, **options: Any) -> Tensor
     try:
         model(
             input_ids=batch.input_ids,
-            attention_mask=_attention_mask(_bare(model), batch),
+            attention_mask=_attention_mask(bare_model(model), batch),
             use_cache=False,
             **({"position_ids": batch.positions} if batch.shared else {}),
             **options,
@@ -260,7 +268,7 @@ def _attention_mask(bare: Any, batch: PairBatch) -> Any:
     types = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
     if types - MASKED_LAYERS:
         kinds = ", ".join(sorted(types - MASKED_LAYERS))
-        raise UserError(f"layers of type {kinds} cannot read two answers behind one prompt; use --shared_prompt false")
+        raise ValueError(f"layers of type {kinds} know no mask between tokens")
     masks = {}
     for name in types:
         sees = tree_mask(batch, window if name == "sliding_attention" else None)
