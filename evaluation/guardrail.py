@@ -33,6 +33,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dataset.guard_records import prompt_key
 from dataset.guard_rules import can_judge
 from dataset.guardrail import load_behavior
 from dataset.guardrails import Guardrails, choose_behaviors, load_guardrails
@@ -153,8 +154,8 @@ def test_rows(config: EvaluateGuardrailConfig, guards: Guardrails, behaviors: Se
                 "make the dataset anew with prepare_data"
             )
         for index in sorted(_drawn(tested, config.fraction_of_data, f"{behavior}|{config.seed}")):
-            prompt = json.dumps(tested[index]["prompt"], sort_keys=True)
-            rows.append(Row(tested[index], index, numbers.setdefault(prompt, len(numbers))))
+            number = numbers.setdefault(prompt_key(tested[index]), len(numbers))
+            rows.append(Row(tested[index], index, number))
             judged(guards, tested[index], tested[index]["chosen"])
     return rows
 

@@ -10,7 +10,7 @@ hard (looks like a trigger and is none), other (the trigger of another guard).
     tag_fpr_hard         to hard rows                  begin with any guard's tag
     tag_fpr_other        to other guards' triggers     begin with the tag of the guard whose test row it is
     behavior_recall      to triggers                   are good: their guard's resolution, in character
-    resolution_rate      to triggers                   resolve as their guard says and as no other does
+    resolution_rate      to triggers                   give their guard's resolution, in character or not
     adherence_given_tag  to triggers, with own tag     are good
     precision            with own tag                  are to triggers
     f1                   with own tag or to triggers   2 J / (1 + J), J the share with own tag and to triggers

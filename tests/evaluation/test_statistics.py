@@ -242,3 +242,23 @@ def test_auroc_interval_covers_the_truth_at_its_rate() -> None:
         got = st.auroc(rng.normal(1.5, 1, 25), rng.normal(0, 1, 25))
         hits += got["low"] <= truth <= got["high"]
     assert 0.92 <= hits / 300 <= 0.99
+
+
+def test_ratios_over_different_prompts_are_compared_on_all_that_either_counts() -> None:
+    first = np.array([[1.0, 1], [1, 1], [0, 0], [0, 0], [0, 0]])
+    second = np.array([[0.0, 0], [1, 1], [0, 1], [0, 1], [0, 0]])
+    found = st.ratio_difference(first, second, 0)
+    assert found["value"] == pytest.approx(1 - 1 / 3)
+    assert found["n"] == 4, "the prompt that neither counts is none of theirs"
+    assert found["low"] < found["value"] <= found["high"]  # type: ignore[operator]
+    backwards = st.ratio_difference(second, first, 0)
+    assert backwards["value"] == -found["value"]  # type: ignore[operator]
+    assert backwards["low"] == pytest.approx(-found["high"])  # type: ignore[operator]
+    assert st.ratio_difference(first, np.zeros((5, 2)), 0) == st.NOTHING
+
+
+def test_equal_ratios_leave_a_doubt() -> None:
+    both = np.array([[1.0, 1.0]] * 20)
+    found = st.ratio_difference(both, both, 0)
+    assert found["value"] == 0 and -0.17 < found["low"] < -0.15  # type: ignore[operator]
+    assert found == st.difference(both, both, 0, is_rate=True)
