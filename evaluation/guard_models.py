@@ -25,16 +25,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
+from dataset.guardrails import Guardrail
 from model_training.option_values import listed, near
 from prompts.chat import Message
 from prompts.guard import BEGIN_OF_TEXT, PROMPTED, TEMPLATES, llama_guard_text, policy_messages, read_verdict
 from utils.errors import UserError, WorkError
-
-if TYPE_CHECKING:
-    from dataset.guardrails import Guardrail
 
 IN_FLIGHT = 25
 """Requests to an API at once."""
