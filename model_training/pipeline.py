@@ -12,7 +12,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from dataset.guardrail import dataset_file
+from dataset.guardrails import choose_behaviors, load_guardrails
 from model_training.config import TINY, EvaluateConfig, PrepareDataConfig, TrainConfig, VisualizeConfig
+from model_training.guardrail_config import (
+    ADAPTER,
+    ALL,
+    JOINT,
+    VARIATIONS,
+    EvaluateGuardrailConfig,
+    PrepareGuardrailConfig,
+    TrainGuardrailConfig,
+    VisualizeGuardrailConfig,
+    run_directory,
+)
 from model_training.options import ROOT, narrow
 from model_training.preference_config import (
     WORLD,
@@ -28,7 +41,7 @@ Files = dict[str, Path]
 
 NO_INPUT = {
     "overwrite", "resume", "threads", "report_to", "output_dir", "dataset_path", "save_lora_path",
-    "reward_model_checkpoints", "start_server", "server_port", "host",
+    "reward_model_checkpoints", "guardrails", "start_server", "server_port", "host",
 }  # fmt: skip
 """Options that change no result; files are compared by content, not by name."""
 
@@ -41,6 +54,11 @@ def secret(config: Any, call: Call) -> None:
 def preference(config: Any, call: Call) -> None:
     """prepare_data, train, evaluate, visualize of the `preference` task; the report's path at the end."""
     _run(config, preference_steps(config, call))
+
+
+def guardrail(config: Any, call: Call) -> None:
+    """prepare_data, train, evaluate, visualize of the `guardrail` task; the report's path at the end."""
+    _run(config, guardrail_steps(config, call))
 
 
 def secret_steps(config: Any, call: Call) -> list[Step]:
@@ -83,6 +101,45 @@ def preference_steps(config: Any, call: Call) -> list[Step]:
         _train_step(train, call, dataset | _base(config), model | {"metrics": run / METRICS}),
         Step("evaluate", lambda again: call("evaluate", evaluate), _options(evaluate), measured, evaluation),
         _visualize_step(visualize, call, (MANIFEST, METRICS), evaluation),
+    ]
+
+
+def guardrail_steps(config: Any, call: Call) -> list[Step]:
+    """As `secret_steps`, over every chosen guardrail and variation; a joint adapter is trained if it is evaluated."""
+    prepare, train, evaluate, visualize = (
+        narrow(config, part)
+        for part in (PrepareGuardrailConfig, TrainGuardrailConfig, EvaluateGuardrailConfig, VisualizeGuardrailConfig)
+    )
+    behaviors = choose_behaviors(load_guardrails(config.guardrails), config.behavior)
+    variations = VARIATIONS if config.dataset_variation == ALL else (config.dataset_variation,)
+    with_joint = bool({JOINT, ALL} & set(config.adapter_mode)) and len(behaviors) > 1
+    names = [*behaviors, *([JOINT] if with_joint else [])]
+    datasets = {
+        f"{name}.{kind}": dataset_file(config.dataset_path, name, kind) for name in behaviors for kind in variations
+    }
+    runs = {f"{name}.{kind}": run_directory(config.output_dir, name, kind) for name in names for kind in variations}
+    adapters = {f"adapter of {name}": run / ADAPTER for name, run in runs.items()}
+    rows = {f"metrics of {name}": run / METRICS for name, run in runs.items()}
+    evaluation = {"evaluation": Path(config.output_dir) / "evaluation" / "guardrail.json"}
+    definitions = _seeds() | ({"guardrails": Path(config.guardrails)} if config.guardrails else {})
+
+    def train_each(again: bool) -> None:
+        resume = train.resume or (not train.overwrite and any((run / MANIFEST).is_file() for run in runs.values()))
+        call("train", replace(train, resume=resume))
+        if with_joint:
+            call("train", replace(train, resume=resume, joint=True))
+
+    return [
+        _prepare_step(prepare, call, definitions, datasets),
+        Step("train", train_each, _options(train), datasets | definitions | _base(config), adapters | rows),
+        Step(
+            "evaluate",
+            lambda again: call("evaluate", evaluate),
+            _options(evaluate),
+            adapters | datasets | definitions | _base(config),
+            evaluation,
+        ),
+        _visualize_step(visualize, call, (), rows | evaluation),
     ]
 
 
