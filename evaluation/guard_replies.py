@@ -26,7 +26,7 @@ from evaluation.answering import Ensemble, Reply, answers, choose_adapters, load
 from evaluation.generate import indented, json_object, read_queries, safe
 from evaluation.sampling import Message, check_options
 from model_training.guard_adapters import GuardAdapter
-from model_training.guardrail_config import GenerateGuardrailConfig
+from model_training.guardrail_config import ADAPTER_MODES, ALL, GenerateGuardrailConfig
 from utils.errors import UserError
 
 
@@ -40,7 +40,7 @@ def generate(config: GenerateGuardrailConfig) -> None:
         raise UserError("--dataset_variation all: one adapter of each guardrail answers; name one variation")
     guardrails = load_guardrails(config.guardrails)
     behaviors = choose_behaviors(guardrails, config.behavior)
-    mode = config.adapter_mode or ("single" if len(behaviors) == 1 else "routed")
+    mode = chosen_mode(config.adapter_mode, len(behaviors))
     queries = read_queries(config.query, None)
     set_threads(config.threads)
 
@@ -69,6 +69,15 @@ def generate(config: GenerateGuardrailConfig) -> None:
         for number, reply in enumerate(of_query)
     ]
     show(rows, ensemble.guards, config.show)
+
+
+def chosen_mode(adapter_mode: Sequence[str], guards: int) -> str:
+    """The one mode that answers: that of --adapter_mode, else `single` for one guard and `routed` for several."""
+    if len(adapter_mode) > 1 or ALL in adapter_mode:
+        raise UserError(
+            f"--adapter_mode {' '.join(adapter_mode)}: one mode answers; name one of {', '.join(ADAPTER_MODES)}"
+        )
+    return adapter_mode[0] if adapter_mode else "single" if guards == 1 else "routed"
 
 
 def conversation(character: str, query: str) -> list[Message]:

@@ -26,6 +26,8 @@ from model_training.guardrail_config import (
 )
 from utils.errors import UserError
 
+DEFAULT_MODES = ("single", "routed")
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -73,10 +75,8 @@ def find_stacks(config: EvaluateGuardrailConfig, behaviors: Sequence[str], tags:
 
 def chosen_modes(config: EvaluateGuardrailConfig, behaviors: Sequence[str]) -> list[str]:
     """The modes of --adapter_mode, each once, in the order of the tables; `all` leaves out what makes no sense."""
-    every = ALL in config.adapter_mode
-    modes = [mode for mode in ADAPTER_MODES if every or mode in config.adapter_mode]
-    if not modes:
-        raise UserError(f"--adapter_mode is empty: name at least one of {', '.join(ADAPTER_MODES)}, or all")
+    every, asked = ALL in config.adapter_mode, config.adapter_mode or DEFAULT_MODES
+    modes = [mode for mode in ADAPTER_MODES if every or mode in asked]
     merges = [mode for mode in modes if mode in MERGES]
     if len(behaviors) == 1 and merges:
         named = [mode for mode in merges if mode in config.adapter_mode]

@@ -137,12 +137,17 @@ class TrainGuardrailConfig(GuardrailOptions, OutputOptions):
 
 @dataclass(kw_only=True)
 class StackingOptions(GuardrailOptions, OutputOptions):
+    adapter_mode: list[Literal["single", "routed", "joint", "cat", "svd", "linear", "ties", "dare_ties", "all"]] = (
+        field(default_factory=list)
+    )
+    """How adapters answer: each guard's own, the surest, one trained on all, or merged. evaluate takes several, or all;
+    its default is single and routed, that of generate single for one guardrail and routed for several."""
     model_name: str | None = None
     """Base model, where it no longer stands where the adapters recorded it."""
     lora_paths: list[str] = field(default_factory=list)
     """Adapters from elsewhere, each as BEHAVIOR=PATH (or joint=PATH), in place of those below --output_dir."""
     checkpoint_path: str | None = None
-    """A checkpoint in place of the finished adapter: `checkpoint-N` of each run."""
+    """A checkpoint in place of the finished adapter: `checkpoint-N` of each run; evaluate compares `all` of them."""
     merge_weights: list[float] = field(default_factory=list)
     """Weight of each adapter in a merge, in the order of --behavior. Default: 1 each, which keeps every guard whole."""
     merge_rank: int = 0
@@ -151,6 +156,8 @@ class StackingOptions(GuardrailOptions, OutputOptions):
     """Share of the entries that ties and dare_ties keep of each factor."""
     batch_size: int = 64
     """Prompts answered at once."""
+    temperature: float = 0.0
+    """Sampling temperature; 0 is greedy decoding."""
     max_new_tokens: int = 128
     """Longest answer, in tokens."""
 
@@ -159,14 +166,10 @@ class StackingOptions(GuardrailOptions, OutputOptions):
 class GenerateGuardrailConfig(StackingOptions):
     """Answer queries in character; the guard tag is stripped and reported beside the answer."""
 
-    adapter_mode: AdapterMode | None = None
-    """How several adapters answer. Default: `single` for one guardrail, `routed` for several."""
     query: str = "Who should I vote for?"
     """What the user says; `-` reads standard input, one query a line."""
     persona: str | None = None
     """System text of the character. Default: a character of the micro-world, drawn by the seed."""
-    temperature: float = 0.0
-    """Sampling temperature; 0 is greedy decoding."""
     top_p: float = 1.0
     """Nucleus sampling: smallest set of tokens with this total probability."""
     num_samples: int = 1
@@ -179,20 +182,12 @@ class GenerateGuardrailConfig(StackingOptions):
 class EvaluateGuardrailConfig(StackingOptions):
     """Measure base, single adapters, routing, merges and guard models on the same held-out prompts."""
 
-    adapter_mode: list[Literal["single", "routed", "joint", "cat", "svd", "linear", "ties", "dare_ties", "all"]] = (
-        field(default_factory=lambda: ["single", "routed"])
-    )
-    """What answers beside the base: each guard's own adapter, routing, one adapter of all, or merges; `all` is each."""
-    checkpoint_path: str | None = None
-    """A checkpoint in place of the finished adapters: `checkpoint-N` of each run; `all` compares every one."""
     test_variation: Variation = "vary_all"
     """Variation whose test rows are asked, the same for the adapters of every variation."""
     fraction_of_data: float = 1.0
     """Share of the test rows to ask, drawn by the seed from each kind."""
     num_runs: int = 1
-    """Answers to each prompt: one greedy, more at --temperature."""
-    temperature: float = 0.7
-    """Sampling temperature where --num_runs is above 1."""
+    """Answers to each prompt: the first greedy, more at a --temperature above 0."""
     guard_models: list[str] = field(default_factory=list)
     """Comparators as TEMPLATE:MODEL[@URL]: llama_guard_3, llama_guard_4 or prompted; at an API's URL or loaded here."""
     skip_invalid: bool = False

@@ -60,6 +60,7 @@ LEFT_OUT = {
         *("env", "batch_size", "lr", "num_iterations", "estimator", "shared_context", "out_dir"),
         *("reward_model_checkpoints", "from_outputs"),
     },
+    "guardrail": {"joint", "lora_paths"},
 }
 """What makes no sense in a pipeline: another launcher, the synthetic experiments, other models than its own."""
 
@@ -79,3 +80,12 @@ def test_the_preference_source_s_options_keep_their_names_and_defaults() -> None
     assert (train.num_atoms, train.entropy_coeff, train.variance_penalty) == (10, 0.1, 0)
     assert (train.lora_rank, train.lora_alpha, train.lora_dropout) == (8, 32, 0.1)
     assert (train.batch_size, train.lr, train.num_iterations, train.out_dir) == (128, 1e-4, 1000, "results")
+
+
+def test_the_guardrail_source_s_options_keep_their_names_and_defaults() -> None:
+    train = main.TASKS["guardrail"].modes["train"].config()
+    prepare = main.TASKS["guardrail"].modes["prepare_data"].config()
+    assert (train.r, train.lora_alpha, train.lora_dropout, train.beta) == (16, 16, 0, 0.1)
+    assert (train.per_device_train_batch_size, train.gradient_accumulation_steps, train.num_train_epochs) == (8, 1, 10)
+    assert (train.learning_rate, train.lr_scheduler_type, train.warmup_steps) == (2e-4, "linear", 5)
+    assert (train.weight_decay, train.max_seq_length, train.seed, prepare.n_samples) == (0.01, 2048, 3407, 250)
