@@ -2,7 +2,8 @@
 
 A checkpoint is written to `.partial-N/`, forced to disk, and renamed to `checkpoint-N/`: a reader can meet no half of
 one. What a killed process left under the temporary name is removed at the next start. The newest two are kept,
-and the best one where a training picks its weights by a held-out loss.
+and the best one where a training picks its weights by held-out records; or all are kept, for their weights to be
+compared, and only the newest keeps what resuming takes.
 
 Beside the trainer's own state (adapter, optimizer, schedule, random generators) it holds `loop_state.json`: the sums
 that the trainer collects between two log events, which it would otherwise forget, so that a resumed run logs the same
@@ -10,7 +11,7 @@ numbers. Resuming is bit-exact on a CPU: order.py gives the data order; a checkp
 and each step samples its own completions (one generation batch an optimizer step), so no half-used batch is lost.
 
     checkpoints/sft/checkpoint-N     warm-up, N = its optimizer steps
-    checkpoints/checkpoint-N         GRPO, or a reward model's pairs, N = its optimizer steps
+    checkpoints/checkpoint-N         GRPO, or pairs, N = its optimizer steps
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from utils.errors import WorkError
 
 PARTIAL = ".partial-"
 LOOP_STATE = "loop_state.json"
+WEIGHTS = {"adapter_config.json", "adapter_model.safetensors", "subtext.json", "README.md"}
 KEEP = 2
 
 
@@ -42,7 +44,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    return next(reversed(list_checkpoints(folder)), None)
+    """The newest one from which a run can be resumed: it has its state, beside its weights."""
+    return next((path for path in reversed(list_checkpoints(folder)) if (path / LOOP_STATE).is_file()), None)
 
 
 def remove_partial(folder: Path) -> None:
@@ -91,10 +94,12 @@ def disk_errors(what: str) -> Iterator[None]:
         raise WorkError(f"cannot write {what}: the disk is full or read-only; free it, then add --resume") from error
 
 
-def save_checkpoint(trainer: Any, loop_state: dict[str, Any], best_step: int | None = None) -> None:
+def save_checkpoint(
+    trainer: Any, loop_state: dict[str, Any], best_step: int | None = None, keep_weights: bool = False
+) -> None:
     """Write the trainer's checkpoint of this step; every process calls it, the first one publishes.
 
-    That of `best_step` is kept beside the newest.
+    That of `best_step` is kept beside the newest; with `keep_weights` the weights of all are.
     """
     from transformers import Trainer
 
@@ -116,9 +121,31 @@ def save_checkpoint(trainer: Any, loop_state: dict[str, Any], best_step: int | N
             (written / LOOP_STATE).write_text(json.dumps(loop_state), encoding="utf-8")
             publish_directory(written, target)
             shutil.rmtree(partial)
-            for old in list_checkpoints(folder)[:-KEEP]:
-                if checkpoint_step(old) != best_step:
-                    shutil.rmtree(old)
+            if keep_weights:
+                for old in list_checkpoints(folder)[:-1]:
+                    _strip(old)
+            else:
+                for old in list_checkpoints(folder)[:-KEEP]:
+                    if checkpoint_step(old) != best_step:
+                        shutil.rmtree(old)
+
+
+def _strip(checkpoint: Path) -> None:
+    """Leave the weights alone of a checkpoint; its loop state goes first, without which nothing resumes from it."""
+    (checkpoint / LOOP_STATE).unlink(missing_ok=True)
+    for path in checkpoint.iterdir():
+        if path.name not in WEIGHTS:
+            path.unlink()
+
+
+def restore_weights(model: Any, checkpoint: Path) -> None:
+    """Put what was trained, of a checkpoint, into the model."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    weights = load_file(checkpoint / "adapter_model.safetensors", device=str(model.device))
+    unknown = set_peft_model_state_dict(model, weights).unexpected_keys
+    assert not unknown, unknown
 
 
 def save_weights(model: Any, folder: str | Path) -> None:

@@ -14,7 +14,12 @@ of a reward model
     spreads gone       for 20 log events spreads were under a thousandth of the rewards' differences: nobody disagrees
     worse than a coin  for 3 evaluations in a row the held-out loss was above log 2
 
-and of both
+of ORPO
+
+    rejected preferred  for 20 log events the rejected answers were the likelier ones, more often than not
+    chosen forgotten   over the last 20 log events the chosen answers' tokens lost half of their probability
+
+and of all
 
     not finite         loss or gradient is NaN or infinite: the run stops at once, before a checkpoint could keep it
 """
@@ -41,6 +46,7 @@ Row = dict[str, Any]
 
 DEAD_LOGS, CLIPPED_LOGS, WINDOW, FORMAT_DROP = 20, 5, 20, 0.05
 SAME_REWARD, NO_SPREAD, COIN_EVALUATIONS = 1e-6, 1e-3, 3
+HALVED = math.log(2)
 LINE_EVERY = 10
 TOTAL = "_total"
 """Name of the column that the trainer's `reward` is made of: weighted sum times gates."""
@@ -92,8 +98,25 @@ def reward_alarms(rows: Sequence[Row]) -> dict[str, str]:
     return found
 
 
-ALARMS = {"grpo": alarms, "train": reward_alarms}
-"""By the split of the rows."""
+def orpo_alarms(rows: Sequence[Row]) -> dict[str, str]:
+    """The alarms that the last training rows of ORPO give cause for, by kind."""
+    found = {}
+    new, old = rows[-WINDOW:], rows[-2 * WINDOW : -WINDOW]
+    if len(new) == WINDOW and all(row["rewards/accuracies"] < 0.5 for row in new):
+        found["rejected preferred"] = (
+            f"rejected preferred: for {WINDOW} log events the rejected answers were the likelier ones, more often than "
+            "not; look at the data, or raise --beta or --learning_rate"
+        )
+    if len(old) == WINDOW and _mean(new, "logps/chosen") < _mean(old, "logps/chosen") - HALVED:
+        found["chosen forgotten"] = (
+            f"chosen forgotten: over {WINDOW} log events the tokens of the chosen answers lost half of their "
+            "probability: the odds ratio pushes both answers down; lower --learning_rate or --beta"
+        )
+    return found
+
+
+ALARMS = {"grpo": alarms, "train": reward_alarms, "orpo": orpo_alarms}
+"""By the log's `kind`."""
 
 
 def _mean(rows: Sequence[Row], key: str) -> float:
@@ -141,6 +164,10 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
     completions_per_log: int
     interrupt: Interrupt
     is_writer: bool
+    kind: str = ""
+    """Which alarms; by default those of the split."""
+    steps_in_epoch: float | None = None
+    """Gives rows an `epoch`, the passes over the records so far."""
     history: list[Row] = field(default_factory=list)
     raised: set[str] = field(default_factory=set)
     samples: list[Row] = field(default_factory=list)
@@ -180,6 +207,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         step = self.first_step + state.global_step
         row = {"step": step, "split": self.split}
         row |= {key: value for key, value in logs.items() if key not in INTERNAL and value is not None}
+        row |= self._epoch(step)
         if "num_tokens" in logs:
             row["tokens_per_s"] = self._tokens_per_s(int(logs["num_tokens"] or 0))
         if self.is_writer:
@@ -202,10 +230,13 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
 
     def evaluated(self, step: int, row: Row) -> None:
         """Write the measurements on held-out data, as rows of split `eval`, and a line."""
-        row = {"step": step, "split": "eval"} | row
+        row = {"step": step, "split": "eval"} | row | self._epoch(step)
         log_metrics(self.run, row)
         print(self._line(row), file=sys.stderr, flush=True)
         self.stop_unless_finite(step, row)
+
+    def _epoch(self, step: int) -> Row:
+        return {} if self.steps_in_epoch is None else {"epoch": step / self.steps_in_epoch}
 
     def _tokens_per_s(self, num_tokens: int) -> float | None:
         """Tokens, prompts included, that went through training since the last log event, a second."""
@@ -214,9 +245,10 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         return None if before < 0 else (num_tokens - before) / elapsed
 
     def _alarm(self, step: int, row: Row) -> None:
-        if self.split in ALARMS:
+        kind = self.kind or self.split
+        if kind in ALARMS:
             self.history = [*self.history[-2 * WINDOW + 1 :], row]
-            self.raise_alarms(step, ALARMS[self.split](self.history))
+            self.raise_alarms(step, ALARMS[kind](self.history))
 
     def raise_alarms(self, step: int, found: dict[str, str]) -> None:
         """Each kind once in a run, as a row and a line."""
@@ -230,6 +262,9 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         names = {
             "loss": "loss",
             "accuracy": "accuracy",
+            "rewards/accuracies": "accuracy",
+            "behavior_score": "behavior",
+            "tag_recall": "tag recall",
             "mean_spread": "spread",
             "mean_token_accuracy": "token accuracy",
             "reward": "reward",

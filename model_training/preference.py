@@ -15,8 +15,6 @@ and ends with the same reward model.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import random
@@ -32,11 +30,11 @@ from model_training.preference_config import TrainPreferenceConfig
 from model_training.stage import (
     card_rows,
     check_tracker,
+    digest,
     is_finished,
     open_stage,
     set_environment,
     stage_status,
-    train_to_end,
 )
 from utils.errors import UserError
 
@@ -134,18 +132,6 @@ def encoded(tokenizer: Any, records: list[Record], form: Any, config: TrainPrefe
     return [pair for pair in pairs if max(map(len, pair)) <= config.max_length]
 
 
-def digest(parts: list[list[Record]]) -> str:
-    """sha256 of the records: what a resumed run must meet again, wherever they are read from."""
-    found = hashlib.sha256()
-    for records in parts:
-        for record in records:
-            found.update(
-                json.dumps(record, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
-            )
-        found.update(b"\n")
-    return found.hexdigest()
-
-
 def _report(pairs: int, kept: int, held_out: int, held_out_kept: int, max_length: int) -> None:
     left = pairs - kept + held_out - held_out_kept
     dropped = f"; left out: {left} longer than --max_length {max_length} tokens" if left else ""
@@ -164,9 +150,9 @@ def _trained(
     interrupt: Interrupt,
 ) -> Any:
     """A reward model with the weights that training ends with: the best on the held-out pairs, or the last."""
-    from model_training.checkpoints import checkpoint_step, newest_checkpoint
     from model_training.logs import RunLog
-    from model_training.pair_trainer import best_at, make_pair_trainer
+    from model_training.pair_loop import train_to_best
+    from model_training.pair_trainer import make_pair_trainer
     from model_training.pairs import check_shared
     from model_training.preference_losses import num_outputs
     from model_training.reward_model import build
@@ -187,26 +173,10 @@ def _trained(
     folder = run / CHECKPOINTS
     log = RunLog(run, "train", 0, steps, 0, interrupt, is_writer=True)
     trainer = make_pair_trainer(model, pairs, held_out, tokenizer.pad_token_id, config, folder, log, steps)
-    last = newest_checkpoint(folder)
-    if last is None or (checkpoint_step(last) < steps and not best_at(last).ends(config.early_stopping_patience)):
-        train_to_end(trainer, folder, interrupt)
-        last = newest_checkpoint(folder)
-    assert last is not None
-    best = best_at(last)
-    restore_weights(model, folder / f"checkpoint-{best.step}" if best.step else last)
+    best = train_to_best(trainer, interrupt)
     if best.step:
         print(f"Best weights: step {best.step}, held-out loss {best.loss:.4f}.", file=sys.stderr)
     return model
-
-
-def restore_weights(model: Any, checkpoint: Path) -> None:
-    """Put adapter and head of a checkpoint into the model."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    weights = load_file(checkpoint / "adapter_model.safetensors", device=str(model.device))
-    unknown = set_peft_model_state_dict(model, weights).unexpected_keys
-    assert not unknown, unknown
 
 
 def _save(

@@ -60,7 +60,7 @@ class WarmupTrainer(SFTTrainer):  # type: ignore[misc]
 
 def trainer_options(config: TrainConfig, folder: Path, steps: int, cuda: bool) -> dict[str, Any]:
     """What both trainers of the task are told alike."""
-    return common_options(config, folder, steps, config.save_steps, cuda) | {
+    return common_options(config, folder, steps, config.save_steps, cuda, config.gradient_checkpointing) | {
         "optim": config.optim,
         "adam_beta1": config.adam_beta1,
         "adam_beta2": config.adam_beta2,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import os
 import shlex
 import sys
@@ -13,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_training.config import TrainConfig
+from model_training.guardrail_config import TrainGuardrailConfig
 from model_training.preference_config import TrainPreferenceConfig
 from utils.errors import UserError
 
 if TYPE_CHECKING:
     from model_training.logs import Interrupt
 
+StageConfig = TrainConfig | TrainPreferenceConfig | TrainGuardrailConfig
 PLACES = ("output_dir", "dataset_path", "data_path", "save_lora_path", "model_name", "overwrite", "resume")
 """Options that a model card leaves out: where things lay, and how the command was started."""
 
@@ -52,7 +56,7 @@ def is_writer() -> bool:
 
 def open_stage(
     task: str,
-    config: TrainConfig | TrainPreferenceConfig,
+    config: StageConfig,
     dataset_path: str | None,
     dataset_sha256: str | None = None,
 ) -> Path:
@@ -74,7 +78,19 @@ def open_stage(
     )
 
 
-def is_finished(config: TrainConfig | TrainPreferenceConfig, adapter: str | Path) -> bool:
+def digest(parts: list[list[dict[str, Any]]]) -> str:
+    """sha256 of the records: what a resumed run must meet again, wherever they are read from."""
+    found = hashlib.sha256()
+    for records in parts:
+        for record in records:
+            found.update(
+                json.dumps(record, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+            )
+        found.update(b"\n")
+    return found.hexdigest()
+
+
+def is_finished(config: StageConfig, adapter: str | Path) -> bool:
     """Whether the run to resume had already ended, adapter and all."""
     from utils.runs import MANIFEST, read_manifest
 
@@ -108,9 +124,7 @@ def stage_status(run: Path, writer: bool = True) -> Iterator[Interrupt]:
         finish_run(run, "done")
 
 
-def card_rows(
-    config: TrainConfig | TrainPreferenceConfig, run: Path, leave_out: tuple[str, ...] = ()
-) -> dict[str, Any]:
+def card_rows(config: StageConfig, run: Path, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
     """What the model card says: the options that shaped the adapter, data and code, and no path of this machine."""
     from utils.runs import read_manifest
 
@@ -123,7 +137,7 @@ def card_rows(
 
 
 def common_options(
-    config: TrainConfig | TrainPreferenceConfig, folder: Path, steps: int, save_steps: int, cuda: bool
+    config: StageConfig, folder: Path, steps: int, save_steps: int, cuda: bool, gradient_checkpointing: bool
 ) -> dict[str, Any]:
     """What the trainers of all tasks are told alike."""
     return {
@@ -137,7 +151,7 @@ def common_options(
         "save_strategy": "steps",
         "save_steps": save_steps,
         "use_cpu": not cuda,
-        "gradient_checkpointing": config.gradient_checkpointing,
+        "gradient_checkpointing": gradient_checkpointing,
         "dataloader_pin_memory": cuda,
         "ddp_find_unused_parameters": False,
         "report_to": [] if config.report_to == "none" else [config.report_to],

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from model_training.checkpoints import (
+    LOOP_STATE,
     disk_errors,
     list_checkpoints,
     newest_checkpoint,
@@ -34,7 +35,10 @@ def test_publishing_replaces_a_directory_whole(tmp_path: Path) -> None:
 def test_half_written_checkpoints_are_ignored_and_removed(tmp_path: Path) -> None:
     for name in ("checkpoint-10", "checkpoint-9", ".partial-11/checkpoint-11", "sft", "checkpoint-x"):
         (tmp_path / name).mkdir(parents=True)
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
+        (tmp_path / name / LOOP_STATE).write_text("{}")
+    (tmp_path / "checkpoint-11").mkdir()
+    found = [path.name for path in list_checkpoints(tmp_path)]
+    assert found == ["checkpoint-9", "checkpoint-10", "checkpoint-11"], "the last one has weights, but no state"
     newest = newest_checkpoint(tmp_path)
     assert newest is not None and newest.name == "checkpoint-10"
     remove_partial(tmp_path)

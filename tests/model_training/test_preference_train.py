@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from model_training import logs, pair_trainer
+from model_training import logs, pair_loop, pair_trainer
 from model_training.logs import DEAD_LOGS, reward_alarms
 from model_training.pair_trainer import measure, rate_at
 from model_training.preference import hold_out, train
@@ -327,7 +327,7 @@ def test_a_resumed_run_equals_the_undisturbed_one(
 
     for step in (1, 3, 5):
         run_and_die(again, monkeypatch, logs.RunLog, "on_step_end", at_step(step))
-    run_and_die(again, monkeypatch, pair_trainer, "save_checkpoint", lambda trainer, *_: trainer.state.global_step == 6)
+    run_and_die(again, monkeypatch, pair_loop, "save_checkpoint", lambda trainer, *_: trainer.state.global_step == 6)
     run_and_die(again, monkeypatch, logs.RunLog, "on_step_end", at_step(9))
     publish = "model_training.checkpoints"
     run_and_die(again, monkeypatch, sys.modules[publish], "publish_directory", lambda _, to: to.name == "reward_model")
@@ -345,7 +345,7 @@ def test_a_resumed_run_equals_the_undisturbed_one(
 
 def evaluations(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
     """Held-out losses as given, one an evaluation of every two steps, whatever the model says."""
-    original = pair_trainer.PairTrainer.evaluate
+    original = pair_loop.PairTrainer.evaluate
 
     def evaluate(self: Any, *args: Any, **kwargs: Any) -> Any:
         wanted = losses[self.state.global_step // 2 - 1]
@@ -353,7 +353,7 @@ def evaluations(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
             patch.setattr(pair_trainer.preference_losses, "loss", lambda *rest: torch.full((1,), wanted))
             return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(pair_trainer.PairTrainer, "evaluate", evaluate)
+    monkeypatch.setattr(pair_loop.PairTrainer, "evaluate", evaluate)
 
 
 def test_it_stops_early_with_the_best_weights_also_when_killed(
