@@ -34,7 +34,6 @@ from pathlib import Path
 from typing import Any
 
 from dataset.guard_records import prompt_key
-from dataset.guard_rules import can_judge
 from dataset.guardrail import load_behavior
 from dataset.guardrails import Guardrails, choose_behaviors, load_guardrails
 from evaluation.answering import BASE, Ensemble, Reply, answers, largest_base_difference, load_ensemble, prompt_forwards
@@ -48,8 +47,8 @@ from evaluation.guardrail_measures import (
     confusion,
     differences,
     flagged_answer,
-    judged,
     metrics,
+    rules_apply,
 )
 from evaluation.guardrail_stacks import Stack, find_stacks
 from evaluation.guardrail_tables import printed
@@ -97,12 +96,7 @@ def evaluate(config: EvaluateGuardrailConfig) -> None:
     set_threads(config.threads)
     stacks = find_stacks(config, behaviors, {name: guards[name].tag for name in behaviors})
     folder = _output_folder(config)
-    for name in behaviors:
-        if not can_judge(guards[name]):
-            print(
-                f"{name}: it has no talk, so that no rule can judge its replies; only its tag is measured",
-                file=sys.stderr,
-            )
+    _say_what_is_not_judged(guards, rows)
 
     flagged = {name: by_guard_model(config, guard, guards, rows) for name, guard in comparators.items()}
     models, base_difference = by_stacks(config, stacks, guards, behaviors, rows)
@@ -141,7 +135,7 @@ def test_rows(config: EvaluateGuardrailConfig, guards: Guardrails, behaviors: Se
     """The test rows of each guardrail, in the order of its file; --fraction_of_data draws from each kind by the seed.
 
     Raises:
-        UserError: a file that is missing or faulty, one without test rows, or a row that rules cannot judge.
+        UserError: a file that is missing or faulty, or one without test rows.
     """
     rows: list[Row] = []
     numbers: dict[str, int] = {}
@@ -156,8 +150,18 @@ def test_rows(config: EvaluateGuardrailConfig, guards: Guardrails, behaviors: Se
         for index in sorted(_drawn(tested, config.fraction_of_data, f"{behavior}|{config.seed}")):
             number = numbers.setdefault(prompt_key(tested[index]), len(numbers))
             rows.append(Row(tested[index], index, number))
-            judged(guards, tested[index], tested[index]["chosen"])
     return rows
+
+
+def _say_what_is_not_judged(guards: Guardrails, rows: Sequence[Row]) -> None:
+    asked = Counter(row.record["behavior"] for row in rows)
+    apart = Counter(row.record["behavior"] for row in rows if not rules_apply(guards, row.record))
+    for name, count in apart.items():
+        print(
+            f"{name}: {count} of {asked[name]} test rows are not of the micro-world, so that no rule can judge the "
+            "replies; their tags alone are measured",
+            file=sys.stderr,
+        )
 
 
 def _drawn(records: Sequence[Record], fraction: float, seed: str) -> list[int]:

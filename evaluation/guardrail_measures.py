@@ -24,8 +24,7 @@ measure, or nothing that could be told.
 
 What cannot be told: where two guards write the same tag, an answer of a merged model does not say which of them fired;
 then tag_fpr_other, precision, f1 and the tags' confusion matrix are None, and tag_recall says that the tag is there. A
-single adapter is known, and so is the one that routing chose. Behavior is not judged of guards without talk in the
-micro-world.
+single adapter is known, and so is the one that routing chose. Behavior is judged of the micro-world's records alone.
 
 A guard model flags or does not: flagged stands for the tag.
 """
@@ -36,7 +35,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dataset.guard_rules import Verdict, can_judge, judge, strip_tag
+from dataset.guard_rules import Verdict, can_judge, family_of, judge, strip_tag
 from dataset.guardrails import Guardrails
 from evaluation.statistics import Cells, Estimate, cells, difference, rate, ratio_difference
 
@@ -67,9 +66,14 @@ class Answer:
     persona_kept: bool | None
 
 
+def rules_apply(guards: Guardrails, record: Record) -> bool:
+    """Whether rules can judge replies to a record: its guardrail has talk, and it is one of the micro-world's."""
+    return can_judge(guards[record["behavior"]]) and family_of(guards, record) is not None
+
+
 def judged(guards: Guardrails, record: Record, completion: str) -> Verdict | None:
     """What a completion to the record's prompt did, by the rules of the micro-world; None where they cannot say."""
-    return judge(guards, record, completion) if can_judge(guards[record["behavior"]]) else None
+    return judge(guards, record, completion) if rules_apply(guards, record) else None
 
 
 def tag_of(guards: Guardrails, completion: str) -> tuple[str | None, str]:

@@ -39,7 +39,7 @@ def printed(report: Report) -> str:
     for behavior in report["behaviors"]:
         parts += _measures(behavior, models, {name: model["by_category"][behavior] for name, model in models.items()})
     parts += _differences(report["paired"])
-    parts += [_confusion(name, model["confusion"]) for name, model in models.items() if model["kind"] in CONFUSED]
+    parts += _confusion(models)
     return "\n\n".join(part for part in (*parts, _failures(models)) if part)
 
 
@@ -96,14 +96,24 @@ def _differences(paired: dict[str, dict[str, Estimate]]) -> list[str]:
     return tables
 
 
-def _confusion(name: str, confusion: dict[str, Any]) -> str:
-    """Counts: what was asked down; whose tag, then whose resolution, the answers have across."""
-    columns = {}
-    for finding in ("tag", "resolution"):
-        counts = confusion[finding]
-        for place, column in enumerate(confusion["columns"] if counts else []):
-            columns[f"{finding}: {column}"] = [str(row[place]) for row in counts]
-    return _table(f"{name} answers", confusion["rows"], columns)
+def _confusion(models: Models) -> list[str]:
+    """Counts: what was asked down; whose tag, and whose resolution, the answers have across."""
+    tables = []
+    for name, model in models.items():
+        if model["kind"] in CONFUSED:
+            found = model["confusion"]
+            rows, columns, nothing = (
+                found["rows"],
+                found["columns"],
+                [["-"] * len(found["columns"])] * len(found["rows"]),
+            )
+            counts = [found[finding] or nothing for finding in ("tag", "resolution")]
+            cells = {
+                column: [f"{tags[place]} | {resolutions[place]:>3}" for tags, resolutions in zip(*counts, strict=True)]
+                for place, column in enumerate(columns)
+            }
+            tables.append(_table(name, rows, cells))
+    return ["Which guard answered: answers with its tag | with its resolution"] * bool(tables) + tables
 
 
 def _failures(models: Models) -> str:
