@@ -89,7 +89,8 @@ def load_guards(directory: Path) -> Run:
 
 
 def guards_of(run: Run) -> Guards:
-    trained = run.runs or ({run.path.name: run} if run.manifest or run.stages else {})
+    below = dict(sorted(run.runs.items(), key=lambda of: (of[0].startswith(f"{JOINT}."), of[0])))
+    trained = below or ({run.path.name: run} if run.manifest or run.stages else {})
     notes = {name: note for name, one in trained.items() if (note := read_note(one.path))}
     evaluation = run.evaluation or {}
     models = {name: {"metrics": {}} | model for name, model in evaluation.get("models", {}).items()}

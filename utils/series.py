@@ -437,4 +437,4 @@ def is_count(metric: str) -> bool:
 
 def is_rate(metric: str) -> bool:
     """True for a metric that is a share of cases, shown in per cent."""
-    return bool(re.search(r"(^|_)(rate|recall|accuracy|precision|fpr|adherence|kept)(_|$)", metric))
+    return bool(re.search(r"(^|_)(rate|recall|accuracy|precision|f1|fpr|adherence|kept)(_|$)", metric))

@@ -21,7 +21,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -263,11 +263,13 @@ class Page:
             self.not_before = started + max(SHORTEST_PAUSE_S, PAUSE_FACTOR * (self.clock() - started))
 
 
-def files_version(run: Path) -> str:
-    """Changes whenever a file does that the report reads: names, sizes and times of change."""
+def files_version(run: Path, patterns: Sequence[str] | None = None) -> str:
+    """Changes whenever a file does that the report reads, or of these patterns: names, sizes and times of change."""
     seen = hashlib.sha256()
-    is_run = any((run / name).exists() for name in WATCHED[:2])
-    for pattern in WATCHED if is_run else WATCHED + WATCHED_BELOW:
+    if patterns is None:
+        is_run = any((run / name).exists() for name in WATCHED[:2])
+        patterns = WATCHED if is_run else WATCHED + WATCHED_BELOW
+    for pattern in patterns:
         for path in sorted(run.glob(pattern)):
             try:
                 status = path.stat()
