@@ -143,6 +143,7 @@ def load_ensemble(
         tokenizer, prompts, untouched_NV = on.tokenizer, on.check_prompts, on.untouched_NV
     else:
         model, tokenizer, prompts = load_model(name), load_tokenizer(name), list(check_prompts)
+        model.requires_grad_(False)  # as peft will: torch rounds products with trainable weights otherwise
         untouched_NV = last_logits(model, tokenizer, prompts) if prompts else None
     for adapter in guards:
         model = load_adapter(model, adapter.path, name=_guard_key(adapter.name))
