@@ -15,11 +15,12 @@ fingerprint of the base model: an adapter put on another base is an error, never
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,11 @@ def load_tokenizer(name: str) -> Any:
     return tokenizer
 
 
-def load_model(name: str) -> Any:
+def load_model(name: str, **options: Any) -> Any:
     """The base model, float32 on a CPU, bfloat16 on this process's GPU; it stops at the end of a turn."""
     from transformers import AutoModelForCausalLM
 
-    model = load_weights(AutoModelForCausalLM, name)
+    model = load_weights(AutoModelForCausalLM, name, **options)
     tokenizer = load_tokenizer(name)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -79,15 +80,53 @@ def load_model(name: str) -> Any:
 
 
 def load_weights(auto_class: Any, name: str, **options: Any) -> Any:
-    """The model of that class where it is to run: float32 on a CPU, bfloat16 on this process's GPU."""
+    """The model of that class where it is to run: float32 on a CPU, bfloat16 on this process's GPU.
+
+    With a `quantization_config` (see `quantization`) it is quantized while it is loaded.
+    """
     import torch
 
     cuda = torch.cuda.is_available()
     dtype = torch.bfloat16 if cuda else torch.float32
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    if "quantization_config" in options:
+        options["device_map"] = {"": device}
     model = from_hub(auto_class, name, "weights", dtype=dtype, use_safetensors=True, **options)
-    if cuda:
-        model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    if cuda and "device_map" not in options:
+        model.to(device)
     return model
+
+
+def quantization(bits: int) -> dict[str, Any]:
+    """Options of `load_model` for a base of 4 or 8 bit: QLoRA's normal floats with double quantization, or int8.
+
+    Raises:
+        UserError: there is no GPU, or no bitsandbytes.
+    """
+    check_bitsandbytes(f"--load_in_{bits}bit")
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if bits == 8:
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    }
+
+
+def check_bitsandbytes(option: str) -> None:
+    """Refuse an option that takes bitsandbytes and a GPU where one of them is missing."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(f"{option} needs a CUDA GPU, and there is none; leave it out")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{option} needs bitsandbytes, which is missing; pip install bitsandbytes")
 
 
 def from_hub(auto_class: Any, name: str, what: str, **options: Any) -> Any:
@@ -174,11 +213,22 @@ def check_lengths(name: str, longest: int, option: str = "--max_seq_length") -> 
 
 
 def new_adapter(
-    model: Any, rank: int, seed: int, *, alpha: int | None = None, dropout: float = 0.0, task: str = "CAUSAL_LM"
+    model: Any,
+    rank: int,
+    seed: int,
+    *,
+    alpha: int | None = None,
+    dropout: float = 0.0,
+    task: str = "CAUSAL_LM",
+    target_modules: Sequence[str] = (),
 ) -> Any:
     """A fresh LoRA adapter on the model: the seven projections of a Llama where they are there, else every linear.
 
     Alpha is the rank if it is not given. The task is one of peft's; SEQ_CLS trains the classifier's head, too.
+    `target_modules` names other layers, by the last part of their names.
+
+    Raises:
+        UserError: the model has no layer of a name that is given, or it is none that LoRA can change.
     """
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
@@ -186,25 +236,42 @@ def new_adapter(
 
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     llama_like = set(LLAMA_PROJECTIONS) <= names
+    missing = [name for name in target_modules if name not in names]
+    if missing:
+        kinds = ("Linear", "Conv1D", "Linear4bit", "Linear8bitLt")
+        known = {name.rpartition(".")[2] for name, layer in model.named_modules() if type(layer).__name__ in kinds}
+        raise UserError(
+            f"--target_modules {missing[0]}: no layer has that name; the model has {', '.join(sorted(known))}"
+        )
     config = LoraConfig(
         r=rank,
         lora_alpha=rank if alpha is None else alpha,
         lora_dropout=dropout,
         bias="none",
         task_type=task,
-        target_modules=LLAMA_PROJECTIONS if llama_like else "all-linear",
+        target_modules=list(target_modules) or (LLAMA_PROJECTIONS if llama_like else "all-linear"),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     set_seed(seed)
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        if not target_modules:
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"--target_modules {' '.join(target_modules)}: {reason}") from error
 
 
-def fingerprint(model: Any) -> str:
+def fingerprint(model: Any) -> str | None:
     """sha256 over the shape of the model and a sample of its first and last weights, equal in float32 and bfloat16.
 
-    A classifier's head, `score`, is trained and no part of the base.
+    A classifier's head, `score`, is trained and no part of the base. None of a quantized model, which does not have
+    these weights any more.
     """
     import torch
+
+    if getattr(model, "hf_quantizer", None) is not None:
+        return None
 
     config = model.config.get_text_config()
     shape = [config.model_type, config.vocab_size, config.hidden_size, config.num_hidden_layers]
@@ -278,8 +345,9 @@ def _adapter_config(folder: Path) -> dict[str, Any]:
 def _check_base(model: Any, folder: Path, config: dict[str, Any]) -> None:
     note = folder / "subtext.json"
     recorded_print = json.loads(note.read_text(encoding="utf-8")).get("base_fingerprint") if note.is_file() else None
-    if recorded_print is not None:
-        if recorded_print != fingerprint(model):
+    own = fingerprint(model)
+    if recorded_print is not None and own is not None:
+        if recorded_print != own:
             raise _other_base(model, folder, config, "the base model's weights differ from those it was trained on")
         return
     recorded = (config.get("base_model_name_or_path") or "").rpartition("/")[2].lower()

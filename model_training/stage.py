@@ -8,7 +8,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -30,15 +30,26 @@ PLACES = ("output_dir", "dataset_path", "data_path", "save_lora_path", "model_na
 # --- before the run -------------------------------------------------------------------------------------------------
 
 
-def set_environment(run: Path, tracker: str) -> None:
-    """Before the libraries are imported: no telemetry, no fork warnings, a tracker that writes to the run directory."""
+OURS: set[str] = set()
+"""Variables that were set here, and not by the user."""
+
+
+def set_environment(run: Path, tracker: str, given: Mapping[str, str] | None = None) -> None:
+    """Before the libraries are imported: no telemetry, no fork warnings, a tracker that writes to the run directory.
+
+    The user's own variables stay as they are, but for those `given` by options. A process may train several runs, and
+    calls this before each.
+    """
+    os.environ.update(given or {})
     values = {"HF_HUB_DISABLE_TELEMETRY": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if tracker == "wandb":
         values |= {"WANDB_MODE": "offline", "WANDB_DIR": str(run)}
     if tracker == "tensorboard":
         values |= {"TENSORBOARD_LOGGING_DIR": str(run / "tensorboard")}
     for name, value in values.items():
-        os.environ.setdefault(name, value)
+        if name not in os.environ or name in OURS:
+            OURS.add(name)
+            os.environ[name] = value
 
 
 def check_tracker(tracker: str) -> None:
