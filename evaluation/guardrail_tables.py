@@ -13,6 +13,8 @@ from evaluation.statistics import Estimate
 from evaluation.tables import table
 
 WIDTH = 120
+LONGEST_NAME = 48
+"""Room for dare_ties@fixed_character@checkpoint-1000: cut, two names would be one."""
 GUARDS = ("tag_recall", "resolution_rate", "behavior_recall")
 SILENT = ("tag_fpr_natural", "tag_fpr_hard", "tag_fpr_other", "natural_accuracy")
 DIFFERENCES = (*GUARDS, *SILENT)
@@ -84,15 +86,16 @@ def _table(title: str, labels: list[str], columns: dict[str, list[str]]) -> str:
     if not columns:
         return ""
     rows = [(label, [cells[i] for cells in columns.values()]) for i, label in enumerate(labels)]
-    return table(title, list(columns), rows, WIDTH)
+    return table(title, list(columns), rows, WIDTH, LONGEST_NAME)
 
 
 def _differences(paired: dict[str, dict[str, Estimate]]) -> list[str]:
-    """Points of difference on the same prompts, all guards together."""
+    """Points of difference from the single adapters on the same prompts, all guards together."""
+    labels = [pair.partition(" - ")[0] for pair in paired]
     tables = []
     for names in (GUARDS, SILENT):
         columns = {name: [_cell(metrics[name], signed=True) for metrics in paired.values()] for name in names}
-        tables.append(_table("same prompts, points", list(paired), columns) if paired else "")
+        tables.append(_table("minus single, points", labels, columns) if paired else "")
     return tables
 
 

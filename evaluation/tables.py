@@ -30,10 +30,16 @@ def estimate_text(estimate: Estimate, percent: bool, signed: bool = False) -> st
     return f"{text(value)}{unit} {bounds} n={estimate['n']}"
 
 
-def table(title: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], width: int = WIDTH) -> str:
+def table(
+    title: str,
+    heads: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[str]]],
+    width: int = WIDTH,
+    longest_label: int = LONGEST_LABEL,
+) -> str:
     """Rows of a label and one text a head, every column as wide as it must be, right-aligned."""
     labels = [title, *(label for label, _ in rows)]
-    label_width = min(LONGEST_LABEL, max(map(len, labels)))
+    label_width = min(longest_label, max(map(len, labels)))
     widths = [max(len(head), *(len(cells[i]) for _, cells in rows)) for i, head in enumerate(heads)] if rows else []
     blocks, first = [], 0
     while first < len(widths):
