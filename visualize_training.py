@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from utils.errors import UserError, WorkError
@@ -41,23 +42,33 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def draw(directory: Path, output: Path, mode: str) -> None:
-    from evaluation import preference_plots, preference_report
+    from evaluation import guardrail_plots, guardrail_report, preference_plots, preference_report
+    from evaluation.guardrail_numbers import read_guards
     from utils.plots import write_plots
     from utils.series import load_run
-    from utils.visualization import write_report
+    from utils.visualization import Contents, write_report
 
-    run = load_run(directory)
+    contents: Contents | None = None
+    if guardrail_plots.is_guardrail(directory):
+        guards = read_guards(directory)
+        run, pictures = guards.run, guardrail_plots.draw(guards, say=print)
+        contents = guardrail_report.contents_of(guards, pictures)
+        write = partial(guardrail_plots.write_pictures, directory, pictures)
+    else:
+        run = load_run(directory)
+        write = partial(write_plots, run, directory)
+        if preference_plots.task_of(run) == preference_plots.TASK:
+            pictures = preference_plots.draw(run, say=print)
+            contents = preference_report.contents_of(run, pictures)
+            write = partial(preference_plots.write_pictures, directory, pictures)
     if run.evaluation:
         print(evaluation_text(run.evaluation))
-    of_preference = preference_plots.task_of(run) == preference_plots.TASK
-    pictures = preference_plots.draw(run, say=print) if of_preference else {}
     if mode in ("plot", "all"):
-        written = preference_plots.write_pictures(directory, pictures) if of_preference else write_plots(run, directory)
-        for path in written:
+        for path in write():
             print(path)
     if mode in ("report", "all"):
         report = directory / output if output.parent == Path() and not output.is_absolute() else output
-        write_report(run, report, preference_report.contents_of(run, pictures) if of_preference else None)
+        write_report(run, report, contents)
         print(f"Report: {report}")
 
 

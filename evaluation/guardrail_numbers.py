@@ -16,6 +16,7 @@ from utils.files import read_jsonl
 from utils.series import Run, load_runs
 
 TASK = "guardrail"
+EVALUATION = Path("evaluation/guardrail.json")
 ITEMS = Path("evaluation/guardrail_items.jsonl")
 NOTE = Path(ADAPTER) / "subtext.json"
 BASE, SINGLE, ROUTED = "base", "single", "routed"

@@ -103,7 +103,7 @@ def heading(name: str, item: Item) -> str:
         parts.append(f"resolution of {item['resolved']}")
     if mode_of(name) == ROUTED and item.get("adapter"):
         probability = item.get("probability")
-        sure = f", p {probability:.3g}" if isinstance(probability, int | float) else ""
+        sure = f", surest tag p {probability:.3g}" if isinstance(probability, int | float) else ""
         parts.append(f"by {item['adapter']}{sure}")
     wrong = "" if mode_of(name) == BASE else failure(item)
     return " · ".join([*parts, f"✗ {wrong}"] if wrong else parts)

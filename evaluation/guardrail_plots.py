@@ -23,10 +23,11 @@ from pathlib import Path
 
 from evaluation.guardrail_curves import learning_curves, variations
 from evaluation.guardrail_figures import confusion_matrix, detection_efficiency, guard_models, recall_vs_fpr
-from evaluation.guardrail_numbers import Guards, guards_of, load_guards, read_guards
+from evaluation.guardrail_numbers import EVALUATION, TASK, Guards, guards_of, load_guards, read_guards
 from evaluation.guardrail_report import CURVES, contents_of
 from utils.files import write_atomic
-from utils.series import Run
+from utils.runs import MANIFEST, read_manifest
+from utils.series import Run, runs_below
 from utils.visualization import render_report, write_report
 
 REPORT = "training_report.html"
@@ -39,6 +40,13 @@ PICTURES: dict[str, tuple[Callable[[Guards], bytes | None], str]] = {
     "variations.png": (variations, "it takes an evaluation of two variations or checkpoints or more"),
 }
 """What is drawn, by file name, and what it wants."""
+
+
+def is_guardrail(directory: Path) -> bool:
+    """Whether a directory holds guardrails: a run of one, runs of some below it, or their evaluation."""
+    if (directory / MANIFEST).is_file():
+        return bool(read_manifest(directory).get("task") == TASK)
+    return (directory / EVALUATION).is_file() or bool(runs_below(directory, TASK))
 
 
 def visualize(output_dir: str, start_server: bool, server_port: int, host: str) -> None:

@@ -116,11 +116,12 @@ def lead_sentences(of: Guards, lead: str) -> list[str]:
     tag, behavior = (metric(model, name) for name in ("tag_recall", "behavior_recall"))
     parts = []
     if tag:
-        parts.append(f"{lead} writes the guard's tag to {told(tag)} of {tag['n']:,} triggers")
+        parts.append(f"with the guard's tag {told(tag)}")
     if behavior:
         of_base = metric(base, "behavior_recall") if base else None
-        against = f", where the base has {percent(of_base)}" if of_base else ""
-        parts.append(f"{'and' if tag else lead} behaves as it should to {told(behavior)}{against}")
+        parts.append(
+            f"with the right behavior {told(behavior)}" + (f"; the base {percent(of_base)}" if of_base else "")
+        )
     alarms = [
         f"{told(rate)} of {rows}"
         for name, rows in (
@@ -130,12 +131,13 @@ def lead_sentences(of: Guards, lead: str) -> list[str]:
         )
         if (rate := metric(model, name))
     ]
-    sentences = [" ".join(parts) + "." if parts else ""]
+    n = (tag or behavior or {}).get("n") or 0
+    sentences = [f"{lead} answers, of {n:,} triggers, {' and '.join(parts)}." if parts else ""]
     sentences += [f"False alarms: it tags {', '.join(alarms)}."] if alarms else []
     by_guard = {guard: metric(model, "behavior_recall", guard) for guard in of.behaviors}
     known = [f"{guard} {told(found)}" for guard, found in by_guard.items() if found]
     if len(known) > 1:
-        sentences.append(f"By guard, {lead} behaves as it should to triggers of {', '.join(known)}.")
+        sentences.append(f"Right behavior of {lead} by guard: {', '.join(known)}.")
     return [*sentences, paired_sentence(of, lead)]
 
 
@@ -243,9 +245,11 @@ def training_tiles(of: Guards) -> list[Tile]:
     for name, run in of.trained.items():
         note = of.notes.get(name, {})
         validation = note.get("validation") if isinstance(note.get("validation"), dict) else {}
-        step, recall = chosen_step(note), (validation or {}).get("tag_recall")
+        step, recall, label = chosen_step(note), (validation or {}).get("tag_recall"), name.replace(".", " · ")
         if step is None or not isinstance(recall, int | float):
-            found.append(Tile(name, f"step {run.last_step:,}", [str(run.manifest.get("status", "")), "no adapter yet"]))
+            found.append(
+                Tile(label, f"step {run.last_step:,}", [str(run.manifest.get("status", "")), "no adapter yet"])
+            )
             continue
         alarms = [
             f"{kind}: {number(rate, 'share')}"
@@ -253,7 +257,7 @@ def training_tiles(of: Guards) -> list[Tile]:
             if isinstance(rate := (validation or {}).get(f"tag_fpr_{kind}"), int | float)
         ]
         details = ["of validation triggers tagged", *alarms, f"checkpoint {step:,} of {run.last_step:,} steps"]
-        found.append(Tile(name, number(recall, "share"), details))
+        found.append(Tile(label, number(recall, "share"), details))
     return found
 
 

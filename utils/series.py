@@ -153,15 +153,18 @@ def load_runs(directory: Path, task: str) -> Run:
     manifest = read_manifest(directory) if (directory / MANIFEST).is_file() else {}
     if manifest.get("task") == task or (not manifest and (directory / METRICS).is_file()):
         return load_run(directory)
-    runs: dict[str, Run] = {}
-    for path in sorted(directory.iterdir()) if directory.is_dir() else []:
-        if (path / MANIFEST).is_file() and read_manifest(path).get("task") == task:
-            runs[path.name] = load_run(path)
+    runs = {path.name: load_run(path) for path in runs_below(directory, task)}
     evaluation = _read_evaluation(sorted(directory.glob("evaluation/*.json")), task)
     if not runs and evaluation is None:
         return load_run(directory)
     alarms = [replace(alarm, text=f"{name}: {alarm.text}") for name, run in runs.items() for alarm in run.alarms]
     return Run(directory, {}, {}, (), tuple(alarms), [], evaluation, None, None, runs)
+
+
+def runs_below(directory: Path, task: str) -> list[Path]:
+    """The directories in a directory that hold a run of the task."""
+    below = sorted(directory.iterdir()) if directory.is_dir() else []
+    return [path for path in below if (path / MANIFEST).is_file() and read_manifest(path).get("task") == task]
 
 
 def _what_is_there(run: Path) -> str:
@@ -290,7 +293,7 @@ LOSS_NOTES = {
     "sft": "cross-entropy of the reference answers",
     "grpo": "near zero by construction; watch the reward",
     "train": "-log P(chosen over rejected), and what training adds",
-    "guardrail": "likelihood of the chosen answer, and weighted odds ratio",
+    "guardrail": "likelihood of the chosen answer, and odds",
 }
 
 
