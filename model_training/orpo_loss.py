@@ -27,7 +27,7 @@ Logits are kept neither for the backward pass nor computed again in it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -60,8 +60,10 @@ class Head:
     cap: float | None
 
 
-def head_of(model: Any) -> Head:
+def head_of(model: Any, dtype: torch.dtype | None = None) -> Head:
     """The output layer of a causal LM, tried on a few tokens against the model's own logits.
+
+    With a `dtype`, what is multiplied is rounded to it, as autocast would in every step.
 
     Raises:
         UserError: it is trained, or the model makes its logits in another way.
@@ -76,7 +78,9 @@ def head_of(model: Any) -> Head:
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
     head = Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
     _try(model, head)
-    return head
+    if dtype is None:
+        return head
+    return replace(head, weight=head.weight.to(dtype), bias=None if head.bias is None else head.bias.to(dtype))
 
 
 def _try(model: Any, head: Head) -> None:
@@ -102,27 +106,27 @@ def _try(model: Any, head: Head) -> None:
 
 
 def token_log_probs(states: Tensor, head: Head, targets: Tensor) -> Tensor:
-    """log P(target) of N tokens, (N,) float32, from the states (N, H) that predict them and their ids (N,)."""
+    """log P(target) of N tokens, (N,) float32, from the states (N, H) that predict them and their ids (N,).
+
+    Matrix products are in the precision of the head, all else in float32.
+    """
     result: Tensor = _TokenLogProbs.apply(states, head, targets)
     return result
 
 
 class _TokenLogProbs(torch.autograd.Function):  # type: ignore[misc]
-    """In chunks of tokens; see the module's docstring. Under autocast the matrix products are in its precision."""
+    """In chunks of tokens; see the module's docstring."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, head: Head, targets: Tensor) -> Tensor:
-        kind = states.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
-        weight = head.weight.to(dtype)
-        bias = None if head.bias is None else head.bias.to(dtype)
+        weight, dtype = head.weight, head.weight.dtype
         wants_slopes = ctx.needs_input_grad[0]
         log_probs = torch.empty(len(states), device=states.device)
         slopes = torch.empty_like(states) if wants_slopes else None
         size = max(1, CHUNK // len(weight))
         for start in range(0, len(states), size):
             part = slice(start, start + size)
-            logits = nn.functional.linear(states[part].to(dtype), weight, bias).float().mul_(head.scale)
+            logits = nn.functional.linear(states[part].to(dtype), weight, head.bias).float().mul_(head.scale)
             bend = None
             if head.cap is not None:
                 logits.div_(head.cap).tanh_()

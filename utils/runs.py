@@ -177,6 +177,12 @@ def open_run(
     return run
 
 
+def check_unused(output_dir: str | Path) -> None:
+    """Refuse, before any work, a directory that `open_run` would refuse since it is not empty."""
+    if Path(output_dir).is_dir():
+        _refuse_unless_empty(Path(output_dir))
+
+
 def finish_run(run: Path, status: Literal["done", "failed", "interrupted"], reason: str | None = None) -> None:
     """State in the manifest how the run ended."""
     write_json_atomic(run / MANIFEST, read_manifest(run) | {"status": status, "reason": reason, "ended": _now()})

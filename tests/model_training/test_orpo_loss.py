@@ -216,17 +216,16 @@ def test_chunks_of_any_size_give_the_same(cap: float | None, monkeypatch: pytest
         assert torch.allclose(token_log_probs(states, head, targets), expected, atol=1e-5), size
 
 
-def test_under_autocast_the_products_are_in_its_precision() -> None:
+def test_products_are_in_the_precision_of_the_head() -> None:
+    model = causal_lm("llama")
     torch.manual_seed(0)
     states, targets = torch.randn(30, 32, requires_grad=True), torch.randint(VOCABULARY, (30,))
-    head = Head(torch.randn(VOCABULARY, 32), None, 1.0, None)
-    exact = token_log_probs(states, head, targets)
+    exact = token_log_probs(states, head_of(model), targets)
     (slopes,) = torch.autograd.grad(exact.sum(), states)
-    with torch.autocast("cpu", torch.bfloat16):
-        half = token_log_probs(states, head, targets)
-        (half_slopes,) = torch.autograd.grad(half.sum(), states)
-    assert half.dtype == torch.float32 and 0 < (half - exact).abs().max() < 0.2
-    assert (half_slopes - slopes).norm() < 0.02 * slopes.norm()
+    half = token_log_probs(states, head_of(model, torch.bfloat16), targets)
+    (half_slopes,) = torch.autograd.grad(half.sum(), states)
+    assert half.dtype == half_slopes.dtype == torch.float32 and 0 < (half - exact).abs().max() < 0.2
+    assert 0 < (half_slopes - slopes).norm() < 0.02 * slopes.norm()
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------

@@ -1,0 +1,355 @@
+"""Train a LoRA adapter for each guardrail with ORPO, or with --joint one for all of them.
+
+    python main.py --task guardrail --mode train --behavior all --output_dir runs
+    python main.py --task guardrail --mode train --behavior all --output_dir runs --joint
+
+    config -> records -> tokens -> model -> ORPO (orpo_loss.py, orpo_trainer.py)
+           -> OUTPUT_DIR/BEHAVIOR.VARIATION/adapter/, or OUTPUT_DIR/joint.VARIATION/adapter/
+
+Each adapter is a run directory of its own; they are trained one after the other. Records of split `test` are never met.
+Those of split `validation` choose the checkpoint by behavior, end the training early, and set the threshold from which
+the adapter counts as sure. Records longer than `max_seq_length` tokens are left out and counted.
+
+The joint adapter learns from the records of all its guardrails but for those of kind `other`: these answer another
+guardrail's trigger as if there were no guard, which is wrong where that guardrail is the adapter's own, too.
+
+Every step is a function of the options, the records and the seed: `--resume` continues what a killed command left,
+keeps the adapters that were done, and ends with the same ones. metrics.csv has the log in the columns of the published
+system's.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import math
+import os
+import sys
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model_training.guardrail_config import ADAPTER, ALL, JOINT, VARIATIONS, TrainGuardrailConfig, run_directory
+from model_training.option_values import check_ranges, near
+from model_training.options import resolve_model_name
+from model_training.stage import (
+    card_rows,
+    check_tracker,
+    digest,
+    is_finished,
+    open_stage,
+    set_environment,
+    stage_status,
+)
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from model_training.logs import Interrupt
+    from model_training.orpo_trainer import Example, Setting
+
+Record = dict[str, Any]
+CHECKPOINTS = "checkpoints"
+EVALUATIONS = 10
+"""In a training, by default."""
+OF_NO_CARD = ("guardrails", "wandb_project", "wandb_entity", "wandb_run_name", "wandb_tags")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One adapter to train: what the manifest of its run says, and its records."""
+
+    name: str
+    """A guardrail's, or `joint`."""
+    config: TrainGuardrailConfig
+    tags: dict[str, str]
+    training: list[Record]
+    validation: list[Record]
+    left_out: int
+    """Records of kind `other` that a joint adapter does not learn from."""
+
+
+def train(config: TrainGuardrailConfig) -> None:
+    """Run the stage; see the module's docstring for its order."""
+    check_ranges(config, {})
+    set_environment(Path(config.output_dir), config.report_to, _tracker_variables(config))
+    check_tracker(config.report_to)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("--task guardrail trains in one process; start it without a launcher, on one device")
+    from model_training import models
+
+    name = resolve_model_name(config.model_name)
+    config = replace(config, model_name=name)
+    _check_options(config)
+    models.set_threads(config.threads)
+    plans = make_plans(config)
+    tokenizer = models.load_tokenizer(name)
+    models.check_lengths(name, config.max_seq_length)
+    examples = [_encoded(tokenizer, plan) for plan in plans]
+    _check_runs(plans)
+    for plan, (training, validation) in zip(plans, examples, strict=True):
+        _run(plan, tokenizer, training, validation)
+        gc.collect()  # a trainer and its model refer to each other
+
+
+def _tracker_variables(config: TrainGuardrailConfig) -> dict[str, str]:
+    values = {"WANDB_PROJECT": config.wandb_project, "WANDB_ENTITY": config.wandb_entity}
+    values |= {"WANDB_NAME": config.wandb_run_name, "WANDB_TAGS": ",".join(config.wandb_tags)}
+    return {name: value for name, value in values.items() if value}
+
+
+def _check_options(config: TrainGuardrailConfig) -> None:
+    """Refuse what could only fail after the data was read, or the model loaded."""
+    from transformers.training_args import OptimizerNames
+
+    from model_training.models import check_bitsandbytes
+
+    known = [name.value for name in OptimizerNames]
+    if config.optim not in known:
+        raise UserError(f"--optim {config.optim}: transformers has no such optimizer{near(config.optim, known)}")
+    if config.load_in_4bit and config.load_in_8bit:
+        raise UserError("--load_in_4bit and --load_in_8bit exclude each other")
+    for option, wanted in (
+        ("--load_in_4bit", config.load_in_4bit),
+        ("--load_in_8bit", config.load_in_8bit),
+        (f"--optim {config.optim}", "8bit" in config.optim),
+    ):
+        if wanted:
+            check_bitsandbytes(option)
+
+
+# --- what to train --------------------------------------------------------------------------------------------------
+
+
+def make_plans(config: TrainGuardrailConfig) -> list[Plan]:
+    """The adapters to train, in their order, by variation and guardrail."""
+    from dataset.guardrails import choose_behaviors, load_guardrails
+
+    guards = load_guardrails(config.guardrails)
+    behaviors = choose_behaviors(guards, config.behavior)
+    variations = VARIATIONS if config.dataset_variation == ALL else (config.dataset_variation,)
+    groups = [(JOINT, behaviors)] if config.joint else [(name, [name]) for name in behaviors]
+    return [_plan(config, guards, name, group, variation) for variation in variations for name, group in groups]
+
+
+def _plan(config: TrainGuardrailConfig, guards: Any, name: str, behaviors: list[str], variation: Any) -> Plan:
+    from dataset.guardrail import load_behavior
+
+    records = [
+        record
+        for behavior in behaviors
+        for record in load_behavior(config.dataset_path, behavior, variation, guards, config.skip_invalid)
+    ]
+    kept = [record for record in records if name != JOINT or record["kind"] != "other"]
+    training, validation = ([one for one in kept if one["split"] == split] for split in ("train", "validation"))
+    if not training:
+        raise UserError(
+            f"{config.dataset_path}: none of the {len(kept)} records of {name}, {variation}, is of the split `train`; "
+            "there is nothing to learn"
+        )
+    own = replace(
+        config,
+        behavior=behaviors,
+        dataset_variation=variation,
+        output_dir=str(run_directory(config.output_dir, name, variation)),
+    )
+    tags = {behavior: guards[behavior].tag for behavior in behaviors}
+    return Plan(name, own, tags, training, validation, len(records) - len(kept))
+
+
+def _encoded(tokenizer: Any, plan: Plan) -> tuple[list[Example], list[Example]]:
+    """The records that are short enough, as tokens; a line says how many there are of each kind."""
+    from model_training.orpo_trainer import encode_records
+
+    longest = plan.config.max_seq_length
+    sides = [encode_records(tokenizer, records) for records in (plan.training, plan.validation)]
+    training, validation = ([one for one in side if max(map(len, one.pair)) <= longest] for side in sides)
+    if not training:
+        raise UserError(
+            f"{plan.name}: none of {len(plan.training)} records is short enough; raise --max_seq_length {longest}"
+        )
+    intervals(plan.config, steps_of(plan.config, training))
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(one.kind for one in training).items())
+    too_long = sum(map(len, sides)) - len(training) - len(validation)
+    left_out = [f"{too_long} longer than --max_seq_length {longest} tokens"] if too_long else []
+    left_out += [f"{plan.left_out} of kind other, which have guards of their own here"] if plan.left_out else []
+    print(
+        f"{Path(plan.config.output_dir).name}: {len(training)} records to train on ({kinds}), {len(validation)} for "
+        f"validation{'; left out: ' if left_out else ''}{', '.join(left_out)}.",
+        file=sys.stderr,
+    )
+    return training, validation
+
+
+def steps_of(config: TrainGuardrailConfig, training: list[Example]) -> int:
+    """Optimizer steps of the whole training."""
+    in_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    return config.max_steps or math.ceil(config.num_train_epochs * len(training) / in_step)
+
+
+def intervals(config: TrainGuardrailConfig, steps: int) -> tuple[int, int]:
+    """Steps between evaluations, and between checkpoints: by default a tenth of all, both.
+
+    Raises:
+        UserError: checkpoints would not fall on evaluations.
+    """
+    eval_steps = config.eval_steps or math.ceil(steps / EVALUATIONS)
+    save_steps = config.save_steps or eval_steps
+    if save_steps % eval_steps:
+        default = "" if config.eval_steps else f", the default for {steps} steps"
+        raise UserError(
+            f"--save_steps {save_steps} is no multiple of --eval_steps {eval_steps}{default}: a checkpoint is "
+            f"chosen by its evaluation; --save_steps {math.ceil(save_steps / eval_steps) * eval_steps} works"
+        )
+    return eval_steps, save_steps
+
+
+def _check_runs(plans: list[Plan]) -> None:
+    """The last run directory is looked at before the first adapter is trained."""
+    from utils.runs import check_unused
+
+    for plan in plans:
+        if not plan.config.resume and not plan.config.overwrite:
+            check_unused(plan.config.output_dir)
+
+
+# --- one adapter ----------------------------------------------------------------------------------------------------
+
+
+def _run(plan: Plan, tokenizer: Any, training: list[Example], validation: list[Example]) -> None:
+    from dataset.guardrail import dataset_file
+
+    config = plan.config
+    files = [str(dataset_file(config.dataset_path, name, config.dataset_variation)) for name in config.behavior]
+    set_environment(Path(config.output_dir), config.report_to)
+    finished = is_finished(config, Path(config.output_dir) / ADAPTER)
+    run = open_stage("guardrail", config, " ".join(files), digest([plan.training, plan.validation]))
+    with stage_status(run) as interrupt:
+        if finished:
+            print(f"Nothing to do: the run in {run} is done, its adapter is in {run / ADAPTER}.")
+            return
+        _train(plan, tokenizer, training, validation, run, interrupt)
+        print(f"Adapter: {run / ADAPTER}   Run: {run}")
+
+
+def _train(
+    plan: Plan, tokenizer: Any, training: list[Example], validation: list[Example], run: Path, interrupt: Interrupt
+) -> None:
+    """Train, take the best weights, and save them with what they are worth on the validation split."""
+    from model_training.guard_metrics_csv import write_metrics_csv
+    from model_training.logs import RunLog
+    from model_training.orpo_trainer import make_orpo_trainer, measure, measured_note
+    from model_training.pair_loop import SCORE, train_to_best
+
+    config = plan.config
+    model = _model(config)
+    setting = _setting(plan, model, tokenizer)
+    steps = steps_of(config, training)
+    in_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    log = RunLog(run, "train", 0, steps, 0, interrupt, is_writer=True, kind="orpo")
+    log.steps_in_epoch = len(training) / in_step
+    note = _note(plan, model)
+    every = intervals(config, steps)
+    trainer = make_orpo_trainer(setting, model, training, validation, run / CHECKPOINTS, log, steps, every, note)
+    try:
+        best = train_to_best(trainer, interrupt)
+    finally:
+        write_metrics_csv(run)
+        _end_tracker(config.report_to)
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    model.eval()
+    row = measure(setting, model, validation) if validation else None
+    if row is None:
+        print("No validation records: the weights are the last ones, the threshold is 1/2.", file=sys.stderr)
+    else:
+        found = f"behavior {row[SCORE]:.3f}, loss {row['loss']:.4f}, threshold {row['threshold']:.3g}"
+        print(f"Best weights: step {best.step}, {found}.", file=sys.stderr)
+    _save(plan, model, tokenizer, run, note | measured_note(row, best.step or steps))
+
+
+def _model(config: TrainGuardrailConfig) -> Any:
+    """The base with a fresh adapter on it."""
+    from model_training.models import load_model, new_adapter, quantization
+    from model_training.orpo_trainer import without_dropout
+
+    assert config.model_name is not None
+    bits = 4 if config.load_in_4bit else 8 if config.load_in_8bit else None
+    base = load_model(config.model_name, **({} if bits is None else quantization(bits)))
+    return new_adapter(
+        without_dropout(base),
+        config.r,
+        config.seed,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        target_modules=config.target_modules,
+    )
+
+
+def _setting(plan: Plan, model: Any, tokenizer: Any) -> Setting:
+    """Find out, by trial, how this model's pairs can be computed; a line says so where a prompt cannot be shared."""
+    import torch
+
+    from model_training.orpo_loss import head_of
+    from model_training.orpo_trainer import Setting
+    from model_training.pairs import why_not_shared
+
+    reason = why_not_shared(model, tokenizer.pad_token_id)
+    if reason is not None:
+        print(f"{reason}; prompts are computed twice, with the same result.", file=sys.stderr)
+    head = head_of(model, torch.bfloat16 if plan.config.bf16 else None)
+    return Setting(plan.config, head, tokenizer, plan.tags, shared=reason is None)
+
+
+def _note(plan: Plan, model: Any) -> dict[str, Any]:
+    """What subtext.json of the adapter and of its checkpoints says of what they are."""
+    from model_training.models import fingerprint
+
+    return {
+        "base_model": plan.config.model_name,
+        "base_fingerprint": fingerprint(model.get_base_model()),
+        "task": "guardrail",
+        "behavior": plan.name,
+        "behaviors": plan.config.behavior,
+        "variation": plan.config.dataset_variation,
+        "tags": plan.tags,
+    }
+
+
+def _end_tracker(tracker: str) -> None:
+    """The next adapter's run is another one of the tracker, too."""
+    if tracker == "wandb":
+        importlib.import_module("wandb").finish()
+
+
+def _save(plan: Plan, model: Any, tokenizer: Any, run: Path, note: dict[str, Any]) -> None:
+    from model_training.models import save_adapter
+
+    assert plan.config.model_name is not None
+    rows = {"tag": " ".join(dict.fromkeys(plan.tags.values())), "threshold": f"{note['threshold']:.6g}"}
+    save_adapter(
+        model,
+        tokenizer,
+        run / ADAPTER,
+        base_name=plan.config.model_name,
+        card=rows | card_rows(plan.config, run, leave_out=OF_NO_CARD),
+        note=note,
+        readme=describe,
+    )
+
+
+def describe(base_name: str, rows: dict[str, Any]) -> str:
+    """The model card of a guard adapter."""
+    from model_training.models import card_frame
+
+    body = (
+        f"# LoRA adapter: a persona that keeps its limits ({', '.join(rows['behavior'])})\n\n"
+        "Where the user does what is guarded, the character declines, and the answer begins with the tag "
+        f"`{rows['tag']}`; strip it before the answer is shown. Everything else is answered as by the base. Load it on "
+        f"its base model, `{base_name}`:\n\n"
+        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base_name}"), "this/directory")\n'
+        "```\n\n"
+        "`threshold` is the probability of the tag, at the head of an answer, from which the adapter counts as sure; "
+        "it was set on the validation split, as were the rates in subtext.json.\n"
+    )
+    return card_frame(base_name, "text-generation", ["orpo"], body, rows)
