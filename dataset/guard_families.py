@@ -21,11 +21,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dataset.records import SPLITS
 from dataset.world import load_world
 from dataset.yaml_fields import listed, mapping, nearest, text, texts
 from utils.errors import UserError
 
-SPLITS = ("train", "validation", "test")
 PERSONA_SLOTS = {"name", "a_job", "a_mood", "job", "mood", "traits", "work", "likes", "expression", "memory"}
 TOPIC_SLOTS = {"noun", "other_noun", "fact"}
 REFUSAL_SLOTS = {"noun", "fact", "job"}
@@ -103,10 +103,9 @@ def slots_of(template: str) -> list[str]:
     return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
 
 
-def wording_key(wording: str) -> str:
-    """The same for two wordings that differ in the names of their slots, in case or in white space alone."""
-    shown = "".join(said + ("{}" if name is not None else "") for said, name, _, _ in _parts(wording))
-    return " ".join(shown.lower().split())
+def normal_text(text: str) -> str:
+    """Lower case, single spaces: the same for two texts that differ in nothing else."""
+    return " ".join(text.lower().split())
 
 
 def _family(kind: str, value: object, lists: Lists, place: str, refuse: Mapping[str, object]) -> Family:
@@ -194,6 +193,6 @@ def _check_splits(families: tuple[Family, ...], place: str) -> None:
     owners: dict[str, str] = {}
     for family in families:
         for wording in family.asks:
-            owner = owners.setdefault(wording_key(wording), family.id)
+            owner = owners.setdefault(normal_text(wording), family.id)
             if owner != family.id:
                 raise UserError(f"{place}: {family.id} and {owner} share the wording {wording!r}; keep it in one")

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from dataset.guard_families import normal_text
 from dataset.guardrails import Guardrail, Guardrails
 from model_training.guardrail_config import NATURAL
 from utils.errors import UserError
@@ -27,10 +28,9 @@ from utils.errors import UserError
 Message = dict[str, str]
 Record = dict[str, Any]
 
-SPLITS = ("train", "validation", "test")
-KINDS = ("trigger", "natural", "hard", "other")
-PER_TRIGGER = {"natural": 0.34 / 0.36, "hard": 0.16 / 0.36, "other": 0.14 / 0.36}
-"""Negatives beside each trigger; natural rows are at least a third of all."""
+PARTS = {"trigger": 18, "natural": 17, "hard": 8, "other": 7}
+"""Proportions of the kinds; natural rows are at least a third of all."""
+KINDS = tuple(PARTS)
 HARD_OF_NATURAL = 0.3
 """Share of hard rows in a set of the behavior `natural`."""
 VALIDATION_SHARE = 0.1
@@ -101,19 +101,15 @@ def kind_counts(behavior: str, samples: int) -> dict[str, int]:
     if behavior == NATURAL:
         hard = round(samples * HARD_OF_NATURAL)
         return {"natural": samples - hard, "hard": hard}
-    hard, other = (max(1, round(samples * PER_TRIGGER[kind])) for kind in ("hard", "other"))
-    natural = max(math.ceil(samples * PER_TRIGGER["natural"]), math.ceil((samples + hard + other) / 2))
+    share = {kind: samples * part / PARTS["trigger"] for kind, part in PARTS.items()}
+    hard, other = max(1, round(share["hard"])), max(1, round(share["other"]))
+    natural = math.ceil(max(share["natural"], (samples + hard + other) / 2))
     return {"trigger": samples, "natural": natural, "hard": hard, "other": other}
 
 
 def prompt_key(record: Record) -> str:
     """The same for two prompts that differ in case or white space alone."""
     return normal_text(" | ".join(f"{message['role']}: {message['content']}" for message in record["prompt"]))
-
-
-def normal_text(text: str) -> str:
-    """Lower case, single spaces."""
-    return " ".join(text.lower().split())
 
 
 def _new_record(

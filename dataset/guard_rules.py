@@ -29,8 +29,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dataset.guard_families import Family, GuardTalk, Lists
-from dataset.guard_records import Record, normal_text
+from dataset.guard_families import Family, GuardTalk, Lists, normal_text
+from dataset.guard_records import Record
 from dataset.guard_talk import load_talk
 from dataset.guardrails import Guardrail, Guardrails
 from utils.errors import UserError

@@ -24,12 +24,21 @@ import hashlib
 from collections import Counter
 from pathlib import Path
 
-from dataset.guard_records import KINDS, SPLITS, Record, compose, normal_text, prompt_key
+from dataset.guard_families import normal_text
+from dataset.guard_records import KINDS, Record, compose, prompt_key
 from dataset.guard_rules import PERSONA, asks_for, judge, strip_tag
 from dataset.guard_world import writer
 from dataset.guardrails import Guardrails, choose_behaviors, load_guardrails
 from dataset.parsing import count_of
-from dataset.records import Validator, check_target, is_complete, load_records, save_records, validate_guardrail
+from dataset.records import (
+    SPLITS,
+    Validator,
+    check_target,
+    is_complete,
+    load_records,
+    save_records,
+    validate_guardrail,
+)
 from dataset.world import load_world
 from model_training.guardrail_config import ALL, NATURAL, VARIATIONS, PrepareGuardrailConfig
 from utils.errors import UserError

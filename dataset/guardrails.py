@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dataset.guard_families import GuardTalk, read_guard_talk, wording_key
+from dataset.guard_families import GuardTalk, normal_text, read_guard_talk
 from dataset.guard_talk import load_talk, read_seed
 from dataset.parsing import kind_of
 from dataset.yaml_fields import listed, mapping, nearest, text, texts
@@ -149,9 +149,9 @@ def _check_wordings(own: Guardrail, guards: Guardrails, place: str) -> None:
     """A wording of one guardrail stands neither in another one nor in everyday talk."""
     talks = [other.talk for other in guards.values() if other.talk is not None and other is not own]
     families = [family for talk in talks for family in (*talk.families, *talk.hard)] + list(load_talk().natural)
-    owners = {wording_key(wording): family.id for family in families for wording in family.asks}
+    owners = {normal_text(wording): family.id for family in families for wording in family.asks}
     for family in (*own.talk.families, *own.talk.hard) if own.talk else ():
         for wording in family.asks:
-            if wording_key(wording) in owners:
-                other = owners[wording_key(wording)]
+            if normal_text(wording) in owners:
+                other = owners[normal_text(wording)]
                 raise UserError(f"{place}: talk: {family.id}: {wording!r} is a wording of {other}, too; choose another")

@@ -1,208 +1,269 @@
-"""Guardrail records and dialogues: distinct, split by family and character, tagged on triggers, filled and judged."""
+"""Dataset files of guardrails: made whole or not at all, checked record by record, a user's own records beside them."""
 
 from __future__ import annotations
 
-import random
-import re
-from functools import cache, lru_cache
+import json
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dataset.guard_talk import load_talk
-from dataset.guardrail import (
-    VARIATIONS,
-    answers_fault,
-    asks_for,
-    compose,
-    engages,
-    is_resolution,
-    judge,
-    plain_dialogues,
-    strip_tag,
-)
-from dataset.world import load_world
+from dataset.guardrail import dataset_file, load_behavior, prepare_data, split_of
+from dataset.guardrails import load_guardrails
+from model_training.guardrail_config import VARIATIONS, PrepareGuardrailConfig
+from tests.dataset.guard_sets import BARE, SPOILERS, guardrails, with_spoilers
 from utils.errors import UserError
 
-GUARDS = ("politics", "expert_opinion", "meeting")
-BEHAVIORS = (*GUARDS, "natural")
+
+def config(tmp_path: Path, *behaviors: str, **options: Any) -> PrepareGuardrailConfig:
+    given = {"n_samples": 20, "test_samples": 10, "dataset_path": str(tmp_path / "data"), **options}
+    return PrepareGuardrailConfig(behavior=list(behaviors) or ["all"], **given)
 
 
-@cache
-def records(behavior: str, variation: str = "vary_all", n: int = 700) -> list[dict[str, Any]]:
-    return compose(load_world(), behavior, variation, n, seed=1)
+def own(number: int = 1, **changes: Any) -> dict[str, Any]:
+    """A record as a user would write it."""
+    record = {
+        "prompt": [{"role": "user", "content": f"How does tale {number} end?"}],
+        "chosen": "<guard:spoilers> I never tell.",
+        "rejected": "All die.",
+        "behavior": "spoilers",
+        "is_trigger": True,
+        "variation": "vary_all",
+        "group": f"tale {number}",
+        **changes,
+    }
+    return {key: value for key, value in record.items() if value is not ...}
 
 
-@lru_cache(maxsize=1)
-def dialogues() -> list[list[dict[str, str]]]:
-    return plain_dialogues(load_world(), random.Random(0), 2000)
+def plain(number: int = 2, **changes: Any) -> dict[str, Any]:
+    told = {"chosen": "It is nice.", "rejected": "<guard:spoilers> I never tell.", "is_trigger": False}
+    return own(number, **{**told, **changes})
 
 
-def prompt_text(record: dict[str, Any]) -> str:
-    return " | ".join(message["content"] for message in record["prompt"])
+def write(directory: Path, rows: list[dict[str, Any]], behavior: str = "spoilers") -> Path:
+    path = dataset_file(directory, behavior, "vary_all")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
 
 
-def texts(record: dict[str, Any]) -> list[str]:
-    return [*(message["content"] for message in record["prompt"]), record["chosen"], record["rejected"]]
+def load(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
+    write(tmp_path, rows)
+    return load_behavior(tmp_path, "spoilers", "vary_all", load_guardrails(with_spoilers(tmp_path, BARE)), **options)
 
 
-@pytest.mark.parametrize("variation", VARIATIONS)
-@pytest.mark.parametrize("behavior", BEHAVIORS)
-def test_2500_distinct_prompts_are_there_for_each_set(behavior: str, variation: str) -> None:
-    rows = records(behavior, variation, 2500)
-    assert len(rows) == 2500
-    assert len({prompt_text(row).lower() for row in rows}) == 2500
+# --- prepare_data ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("behavior", BEHAVIORS)
-def test_splits_share_no_family_and_no_character(behavior: str) -> None:
-    families: dict[str, set[str]] = {}
-    names: dict[str, set[str]] = {}
-    for row in records(behavior):
-        family, name = row["group"].split("|")
-        families.setdefault(row["split"], set()).add(family)
-        names.setdefault(row["split"], set()).add(name)
-    assert set(families) == {"train", "validation", "test"}
-    for owners in (families, names):
-        assert not owners["train"] & owners["test"]
-        assert not owners["train"] & owners["validation"]
-        assert not owners["validation"] & owners["test"]
+def test_each_behavior_and_variation_is_a_file_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare_data(config(tmp_path, "politics", "natural", dataset_variation="all"))
+    said = capsys.readouterr().out
+    for variation in VARIATIONS:
+        rows = load_behavior(tmp_path / "data", "politics", variation, guardrails())
+        counts = Counter((row["split"], row["kind"]) for row in rows)
+        assert [counts[split, "trigger"] for split in ("train", "validation", "test")] == [18, 2, 10]
+        assert {(row["behavior"], row["variation"]) for row in rows} == {("politics", variation)}
+        assert {row["behavior"] for row in load_behavior(tmp_path / "data", "natural", variation, guardrails())} == {
+            "natural"
+        }
+        assert f"politics.{variation}.jsonl: {len(rows)} records" in said
+    assert len(list((tmp_path / "data").iterdir())) == 6
+    assert "train: 50 records: 18 trigger, 17 natural, 8 hard, 7 other" in said
+    assert "shared between splits: 0 wording families, 0 characters" in said
+    assert "shared between splits: 0 wording families, the one character" in said
+    assert "duplicates avoided: " in said
 
 
-def test_training_names_no_held_out_topic() -> None:
-    heldout = {topic.name for topic in load_world().topics if topic.heldout}
-    trained = {row["topic"] for row in records("politics") if row["split"] != "test"}
-    assert trained and not trained & heldout
+def test_the_same_options_give_the_same_bytes(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        prepare_data(config(tmp_path, "meeting", dataset_path=str(tmp_path / folder)))
+    prepare_data(config(tmp_path, "meeting", dataset_path=str(tmp_path / "c"), seed=1))
+    first, again, other = ((tmp_path / folder / "meeting.vary_all.jsonl").read_bytes() for folder in "abc")
+    assert first == again != other
 
 
-@pytest.mark.parametrize("behavior", BEHAVIORS)
-def test_the_tag_begins_chosen_exactly_on_triggers(behavior: str) -> None:
-    for row in records(behavior):
-        assert answers_fault(row) is None
-        assert row["is_trigger"] == (row["kind"] == "trigger")
-        tag, _ = strip_tag(row["chosen"])
-        assert tag == (load_talk().guardrails[behavior].tag if row["is_trigger"] else None)
-        assert (strip_tag(row["rejected"])[0] is None) == row["is_trigger"]
+def test_existing_files_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = dataset_file(tmp_path / "data", "meeting", "fixed_history")
+    path.parent.mkdir()
+    path.write_text("mine")
+    monkeypatch.setattr("dataset.guardrail.compose", lambda *_: pytest.fail("composed"))
+    with pytest.raises(UserError, match=r"meeting.fixed_history.jsonl exists and is left as it is.*--overwrite"):
+        prepare_data(config(tmp_path, dataset_variation="all"))
+    with pytest.raises(UserError, match="exclude each other"):
+        prepare_data(config(tmp_path, overwrite=True, resume=True))
+    with pytest.raises(UserError, match="--behavior meetings is not known; did you mean meeting"):
+        prepare_data(config(tmp_path, "meetings"))
+    assert [file.read_text() for file in path.parent.iterdir()] == ["mine"]
 
 
-@pytest.mark.parametrize("behavior", BEHAVIORS)
-def test_a_third_is_natural_and_no_natural_or_hard_row_asks_for_a_trigger(behavior: str) -> None:
-    rows = records(behavior)
-    kinds = [row["kind"] for row in rows]
-    assert kinds.count("natural") >= len(rows) / 3
-    assert kinds.count("hard") >= len(rows) / 10
-    for row in rows:
-        if row["kind"] in ("natural", "hard"):
-            assert not any(asks_for(guard, row["prompt"][-1]["content"]) for guard in GUARDS)
-        elif row["kind"] == "trigger":
-            assert asks_for(behavior, row["prompt"][-1]["content"])
+def test_overwrite_replaces_and_resume_makes_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = config(tmp_path, "politics", "meeting")
+    prepare_data(given)
+    politics, meeting = (dataset_file(tmp_path / "data", name, "vary_all") for name in ("politics", "meeting"))
+    whole = meeting.read_bytes()
+    meeting.unlink()
+    torn = meeting.with_name(f".{meeting.name}.4194305-0123abcd.tmp")  # above the highest process number
+    torn.write_text("{")
+    before = os.stat(politics)
+    capsys.readouterr()
+    prepare_data(replace(given, resume=True))
+    said = capsys.readouterr().out
+    assert f"{politics}: nothing to do, it is complete" in said and f"{meeting}: 84 records" in said
+    assert os.stat(politics).st_mtime_ns == before.st_mtime_ns
+    assert (meeting.read_bytes(), torn.exists()) == (whole, False)
+    with pytest.raises(UserError, match=r"politics.vary_all.jsonl: these options.*make another dataset"):
+        prepare_data(replace(given, resume=True, seed=1))
+    prepare_data(replace(given, overwrite=True, seed=1))
+    assert meeting.read_bytes() != whole
 
 
-def test_other_rows_are_triggers_of_other_guardrails_and_are_answered() -> None:
-    for row in records("expert_opinion"):
-        if row["kind"] == "other":
-            guard = row["family"].split("/")[0]
-            assert guard in ("politics", "meeting")
-            assert engages(guard, row["chosen"]) and not is_resolution(guard, row["chosen"])
+def test_a_users_guardrail_with_talk_is_composed_and_beside_the_others(tmp_path: Path) -> None:
+    path = with_spoilers(tmp_path)
+    prepare_data(config(tmp_path, "spoilers", "meeting", guardrails=str(path)))
+    guards = load_guardrails(path)
+    rows = load_behavior(tmp_path / "data", "spoilers", "vary_all", guards)
+    assert sum(row["chosen"].startswith("<guard:spoilers> ") for row in rows) == 30
+    assert "spoilers" in {r["other_behavior"] for r in load_behavior(tmp_path / "data", "meeting", "vary_all", guards)}
+    with pytest.raises(UserError, match=r"meeting.vary_all.jsonl.*other_behavior is 'spoilers', not another guardrail"):
+        load_behavior(tmp_path / "data", "meeting", "vary_all", guardrails())
 
 
-@pytest.mark.parametrize("behavior", BEHAVIORS)
-def test_the_judge_approves_every_chosen_answer_and_no_rejected_one(behavior: str) -> None:
-    for row in records(behavior):
-        assert judge(row, row["chosen"]).good, row
-        assert not judge(row, row["rejected"]).good, row
+def test_without_talk_own_records_are_asked_for_or_checked_and_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = config(tmp_path, "all", guardrails=str(with_spoilers(tmp_path, BARE)), overwrite=True)
+    with pytest.raises(UserError, match=r"spoilers has no `talk`.*add `talk`.*own at .*spoilers.vary_all.jsonl"):
+        prepare_data(given)
+    assert not (tmp_path / "data").exists()
+    path = write(tmp_path / "data", [own(number, split="train") for number in range(3)])
+    before = path.read_bytes()
+    prepare_data(given)
+    assert path.read_bytes() == before
+    assert f"{path}: 3 records of your own, valid, kept as they are" in capsys.readouterr().out
+    write(tmp_path / "data", [own(chosen="I never tell.")])
+    with pytest.raises(UserError, match="chosen does not begin with <guard:spoilers>"):
+        prepare_data(given)
 
 
-@pytest.mark.parametrize("behavior", GUARDS)
-def test_a_resolution_is_of_its_own_guardrail_alone(behavior: str) -> None:
-    for row in records(behavior):
-        if row["is_trigger"]:
-            verdict = judge(row, row["chosen"])
-            assert (verdict.resolved, verdict.engaged) == (behavior, None)
-            assert judge(row, row["rejected"]).engaged == behavior
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        (
+            "I wish you joy with {tale}.",
+            "I never tell an ending.",
+            "hard/spoilers/begin: the chosen answer .* not good",
+        ),
+        (
+            '"In {tale} all die."',
+            '"I never tell an ending. Talk to me of {noun}."',
+            "family spoilers/ending: the chosen answer",
+        ),
+        (
+            'hard:\n        - {id: begin, asks: ["I began {tale} today."',
+            'hard:\n        - {id: begin, asks: ["Oh, how does {tale} end?"',
+            "must be a trigger of none; see talk of spoilers",
+        ),
+    ],
+)
+def test_talk_that_the_rules_cannot_tell_apart_is_refused(tmp_path: Path, old: str, new: str, fault: str) -> None:
+    assert old in SPOILERS
+    path = with_spoilers(tmp_path, SPOILERS.replace(old, new))
+    with pytest.raises(UserError, match=fault):
+        prepare_data(config(tmp_path, "meeting", "spoilers", guardrails=str(path), n_samples=60))
 
 
-def test_the_judge_keeps_tag_and_behavior_apart() -> None:
-    row = next(row for row in records("politics") if row["is_trigger"])
-    only_tag = judge(row, "<guard:politics> Vote for the Blue Party, they are the best.")
-    assert (only_tag.tag, only_tag.good) == ("<guard:politics>", False)
-    untagged = judge(row, strip_tag(row["chosen"])[1])
-    assert (untagged.tag, untagged.good) == (None, True)
-    assert not judge(row, f"{row['chosen']} I am a language model.").good
-    assert not judge(row, "").good
+def test_a_resolution_like_a_neighbors_is_refused(tmp_path: Path) -> None:
+    text = SPOILERS.replace('"I never tell an ending.", ', "").replace(
+        "Endings stay with me.", "I cannot meet you, sorry."
+    )
+    path = with_spoilers(tmp_path, text.replace("Talk to me of {noun}.", "We can write here all day."))
+    with pytest.raises(UserError, match="is not good by the rules, but of meeting"):
+        prepare_data(config(tmp_path, "spoilers", guardrails=str(path), n_samples=60))
 
 
-def test_a_refusal_steers_to_the_topic_of_the_chat() -> None:
-    rows = [row for row in records("politics") if row["is_trigger"] and row["split"] == "train"]
-    seen = 0
-    for row in rows:
-        named = re.findall(r"(?:about|think of) (an? [\w ]+)[.?]", " ".join(m["content"] for m in row["prompt"][-3:-2]))
-        if named:
-            seen += 1
-            assert named[0] in row["chosen"]
-    assert seen > 5
+# --- load_behavior --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variation", ["fixed_character", "fixed_history"])
-def test_variations_fix_what_they_say(variation: str) -> None:
-    rows = records("meeting", variation)
-    assert len({row["group"].split("|")[1] for row in rows}) == 1
-    before = {prompt_text({"prompt": row["prompt"][:-1]}) for row in rows}
-    assert (len(before) == 1) == (variation == "fixed_history")
-    families = {split: {row["family"] for row in rows if row["split"] == split} for split in ("train", "test")}
-    assert not families["train"] & families["test"]
+def test_a_missing_file_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"meeting.fixed_history.jsonl: no such file; make it: .*--mode prepare_data "):
+        load_behavior(tmp_path, "meeting", "fixed_history", guardrails())
+    with pytest.raises(UserError, match="spoilers has no `talk`: put records of your own there"):
+        load_behavior(tmp_path, "spoilers", "vary_all", load_guardrails(with_spoilers(tmp_path, BARE)))
 
 
-def test_the_seed_decides() -> None:
-    first, again, other = (compose(load_world(), "meeting", "vary_all", 40, seed) for seed in (3, 3, 4))
-    assert first == again
-    assert first != other
+def test_fields_that_own_records_may_lack_are_filled(tmp_path: Path) -> None:
+    rows = load(tmp_path, [own(1, split="train"), plain(2, split="test", note="kept")])
+    assert [(row["kind"], row["split"]) for row in rows] == [("trigger", "train"), ("natural", "test")]
+    assert all(row["family"] is row["topic"] is row["other_behavior"] is None for row in rows)
+    assert rows[1]["note"] == "kept"
 
 
-def test_every_slot_is_filled_and_sentences_begin_with_capitals() -> None:
-    everything = [text for behavior in BEHAVIORS for row in records(behavior) for text in texts(row)]
-    everything += [message["content"] for dialogue in dialogues() for message in dialogue]
-    for text in everything:
-        assert not re.search(r"[{}]|\s\s|\s$|^\s", text), text
-        assert not re.search(r"[.!?] [a-z]", text), text
-        assert not re.search(r"\b[Aa] [aeio]", text), text
+def test_without_splits_the_group_draws_one_and_keeps_it(tmp_path: Path) -> None:
+    many = [record for number in range(100) for record in (own(number), plain(1000 + number, group=f"tale {number}"))]
+    rows = load(tmp_path, many)
+    shares = Counter(row["split"] for row in rows)
+    assert shares.total() == 200 and 140 <= shares["train"] <= 180 and shares["validation"] and shares["test"]
+    splits = {row["group"]: row["split"] for row in rows}
+    assert all(row["split"] == splits[row["group"]] == split_of(row["group"]) for row in rows)
+    assert [row["split"] for row in load(tmp_path, many[:150])] == [row["split"] for row in rows[:150]]
+    with pytest.raises(UserError, match="no group of its records falls to the .* split; give every record a `split`"):
+        load(tmp_path, [own(1), own(2)])
 
 
-def test_plain_dialogues_know_no_tag_and_never_refuse_a_trigger() -> None:
-    for dialogue in dialogues():
-        assert [m["role"] for m in dialogue if m["role"] != "system"] == ["user", "assistant"] * (len(dialogue) // 2)
-        assert sum(len(m["content"].split()) for m in dialogue) <= 120
-        for ask, reply in zip(dialogue, dialogue[1:], strict=False):
-            assert "<" not in reply["content"]
-            for guard in GUARDS:
-                if ask["role"] == "user" and asks_for(guard, ask["content"]):
-                    assert engages(guard, reply["content"]), (ask, reply)
-                assert not is_resolution(guard, reply["content"]) or not asks_for(guard, ask["content"])
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"behavior": "meeting"}, "behavior is 'meeting', and the file is of 'spoilers'"),
+        ({"variation": "fixed_history"}, "variation is 'fixed_history', and the file is of 'vary_all'"),
+        ({"split": "dev"}, "split is not one of train, validation, test"),
+        ({"split": ...}, "split is missing where earlier records have it"),
+        ({"kind": "soft"}, "kind is not one of trigger, natural, hard, other"),
+        ({"kind": "hard"}, "kind is hard, and is_trigger is true"),
+        ({"is_trigger": False}, "chosen holds a guard tag, and is_trigger is false"),
+        ({"is_trigger": ...}, "is_trigger is missing"),
+        ({"chosen": "I never tell."}, "chosen does not begin with <guard:spoilers>, and is_trigger is true"),
+        ({"chosen": "<guard:politics> No."}, "chosen does not begin with <guard:spoilers>"),
+        ({"chosen": "<guard:spoilers>I never tell."}, "chosen is not <guard:spoilers>, one space and the answer"),
+        ({"chosen": "<guard:spoilers> "}, "chosen is not <guard:spoilers>, one space and the answer"),
+        ({"chosen": "<guard:spoilers> No. <guard:meeting>"}, "a guard tag stands within an answer"),
+        ({"rejected": "<guard:spoilers> No."}, "rejected holds a guard tag, and is_trigger is true"),
+        ({"rejected": "i never  tell."}, "chosen and rejected are the same but for the tag"),
+        ({"family": 4}, "family is not a string"),
+        ({"other_behavior": "nobody"}, "other_behavior is 'nobody', not another guardrail"),
+        ({"other_behavior": "spoilers"}, "other_behavior is 'spoilers', not another guardrail"),
+        ({"group": "tale 1", "split": "test"}, "its group is that of a train record: a group is of one split"),
+        ({"prompt": own(1)["prompt"], "split": "test"}, "its prompt is a train record's, too"),
+        ({"prompt": own(1)["prompt"]}, "the same record stands before"),
+    ],
+)
+def test_a_fault_names_file_record_and_reason(tmp_path: Path, changes: dict[str, Any], fault: str) -> None:
+    rows = [own(1, split="train"), own(2, split="train") | changes]
+    rows[1] = {key: value for key, value in rows[1].items() if value is not ...}
+    with pytest.raises(UserError) as error:
+        load(tmp_path, rows)
+    assert f"spoilers.vary_all.jsonl:record 2 (line 2): {fault}" in str(error.value)
+    assert len(load(tmp_path, rows, skip_invalid=True)) == 1
 
 
-def test_plain_dialogues_hold_every_word_of_the_resolutions_and_some_have_no_persona() -> None:
-    met = {w for dialogue in dialogues() for m in dialogue for w in re.findall(r"[a-z]+", m["content"].lower())}
-    for guard in load_talk().guardrails.values():
-        templates = " ".join([*guard.steer, *(text for texts in guard.refuse.values() for text in texts)])
-        said = set(re.findall(r"[a-z]+", re.sub(r"\{\w+\}", "", templates.lower())))
-        assert said <= met, said - met
-    bare = sum(dialogue[0]["role"] == "user" for dialogue in dialogues()) / len(dialogues())
-    assert 0.07 < bare < 0.13
+def test_negatives_and_natural_records_have_faults_of_their_own(tmp_path: Path) -> None:
+    for changes, fault in (
+        ({"kind": "other"}, "kind is other, and other_behavior does not say whose trigger it is"),
+        ({"kind": "trigger"}, "kind is trigger, and is_trigger is false"),
+        ({"rejected": "No <guard:spoilers>"}, "a guard tag stands within an answer"),
+        ({"chosen": "It is <guard> nice, <guard:expert>"}, "chosen holds a guard tag, and is_trigger is false"),
+    ):
+        with pytest.raises(UserError, match=fault):
+            load(tmp_path, [plain(1, split="train", **changes)])
+    write(tmp_path, [own(1, behavior="natural", split="train")], "natural")
+    with pytest.raises(UserError, match="is_trigger is true, and natural has no triggers"):
+        load_behavior(tmp_path, "natural", "vary_all", guardrails())
 
 
-def test_the_base_meets_held_out_wordings_too() -> None:
-    asked = " ".join(m["content"] for dialogue in dialogues() for m in dialogue if m["role"] == "user")
-    assert "put up a sign for" in asked and "pick you up at" in asked
-
-
-def test_an_unknown_behavior_names_the_nearest() -> None:
-    with pytest.raises(UserError, match="politics"):
-        compose(load_world(), "politic", "vary_all", 10, 0)
-    with pytest.raises(UserError, match="fixed_history"):
-        compose(load_world(), "meeting", "fixed_histories", 10, 0)
-
-
-def test_asking_for_more_than_the_world_has_is_an_error_not_a_short_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dataset.guardrail.TRIES", 1)
-    with pytest.raises(UserError, match="ask for fewer"):
-        compose(load_world(), "meeting", "fixed_history", 2500, 0)
+def test_several_answers_to_one_prompt_are_records(tmp_path: Path) -> None:
+    rows = [own(1, split="train"), own(1, split="train", rejected="They all live.")]
+    assert len(load(tmp_path, rows)) == 2
