@@ -132,7 +132,7 @@ def _scatter(ax: Axes, points: Points, styles: dict[str, Style], height: float) 
     """A label a model at the right, from high recall to low, with a line to its point: labels never overlap."""
     largest = max(ends(across)[1] for _, across in points.values())
     lowest = min(ends(up)[0] for up, _ in points.values())
-    reach, floor = max(4.0, 1.12 * largest), 0.0 if lowest < 50 else 10 * (lowest // 10)
+    reach, floor = max(4.0, 1.12 * largest), 0.0 if lowest < 50 else min(90.0, 10 * (lowest // 10))
     ax.set_xscale("function", functions=(_root, _square))
     ax.set_xlim(0, reach)
     ax.set_ylim(floor - 0.02 * (100 - floor), 100 + 0.03 * (100 - floor))

@@ -274,8 +274,8 @@ def reward_scales(completions: list[dict[str, Any]]) -> dict[str, float]:
 
 def recipes(run: Run, contents: Contents) -> list[tuple[str, tuple[str, str] | None, list[tuple[str, str]]]]:
     """How to repeat each run below, and each command whose results stand on the page: name, recipe, facts."""
-    below = {name: one.manifest for name, one in run.runs.items()}
-    return [(name, reproduce(manifest), flatten(manifest)) for name, manifest in (below | contents.recipes).items()]
+    below = [(name, reproduce(one.manifest), flatten(one.manifest)) for name, one in run.runs.items()]
+    return below + [(name, reproduce(manifest), []) for name, manifest in contents.recipes.items()]
 
 
 def reproduce(manifest: dict[str, Any]) -> tuple[str, str] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from evaluation import preference_curves, preference_figures
+from evaluation import guardrail_curves, guardrail_figures, preference_curves, preference_figures
 
 
 @pytest.fixture
@@ -22,6 +22,6 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         kept.append(Figure(figsize=(width, height)))
         yield kept[-1], BytesIO()
 
-    for module in (preference_curves, preference_figures):
+    for module in (guardrail_curves, guardrail_figures, preference_curves, preference_figures):
         monkeypatch.setattr(module, "drawing", keep)
     return kept

@@ -19,6 +19,7 @@ from utils.series import (
     is_count,
     is_rate,
     load_run,
+    load_runs,
     panels,
     reward_title,
     sample_completions,
@@ -194,12 +195,41 @@ def test_a_run_shows_the_evaluation_of_its_own_task_alone(tmp_path: Path) -> Non
     assert load_run(run).evaluation is None
 
 
+def test_runs_below_a_directory_are_read_with_the_evaluation_of_all(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        make_run(tmp_path / name, sft_steps=4, grpo_steps=44)
+    make_run(tmp_path / "c", sft_steps=2, grpo_steps=2)
+    manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
+    (tmp_path / "c" / "manifest.json").write_text(json.dumps(manifest | {"task": "preference"}))
+    (tmp_path / "notes").mkdir()
+    run = load_runs(tmp_path, "secret")
+    assert list(run.runs) == ["a", "b"] and run.runs["a"].last_step == 48 and run.evaluation is None
+    assert [alarm.text[:2] for alarm in run.alarms] == ["a:", "b:"] and not run.series and not run.manifest
+    (tmp_path / "evaluation").mkdir()
+    for task in ("another", "secret"):
+        (tmp_path / "evaluation" / f"{task}.json").write_text(json.dumps({"task": task, "models": {}}))
+    assert load_runs(tmp_path, "secret").evaluation == {"task": "secret", "models": {}}
+    assert load_runs(tmp_path / "a", "secret").manifest["task"] == "secret"
+    with pytest.raises(UserError, match="no such directory"):
+        load_runs(tmp_path / "absent", "secret")
+
+
+def test_panels_of_held_out_metrics_stand_alone(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"step": step, "split": "train", "nll_loss": 1.0 / step} for step in range(1, 5)]
+    rows.append({"step": 4, "split": "eval", "nll_loss": 0.5, "tag_recall": 0.9, "tag_fpr_hard": 0.1})
+    found = {panel.key: panel for panel in panels(run_of(tmp_path, rows))}
+    assert list(found) == ["nll_loss", "eval/tag_recall", "eval/tag_fpr_hard"]
+    assert found["eval/tag_recall"].series == Series((4,), (0.9,)) and found["eval/tag_recall"].held_out is None
+    assert found["nll_loss"].held_out == Series((4,), (0.5,))
+
+
 def test_names() -> None:
     assert reward_title("visible_quality_reward_func") == "Visible quality"
     assert reward_title("format") == "Format" and reward_title("_reward_func") == "_reward_func"
     assert is_rate("strict_format_rate") and is_rate("tag_recall") and is_rate("tag_fpr_hard")
     assert is_rate("accuracy_risk") and is_rate("jailbreak_rate_risk") and not is_rate("r2") and not is_rate("ece")
     assert is_count("ties") and is_count("jailbreak_ties_risk") and not is_count("properties")
+    assert is_rate("adherence_given_tag") and is_rate("persona_kept") and is_rate("f1")
     assert not is_rate("mean_reward") and not is_rate("generated_words")
 
 

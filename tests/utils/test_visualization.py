@@ -15,7 +15,7 @@ from tests.utils.make_run import make_run
 from tests.utils.page import HOSTILE, Page
 from utils.errors import UserError
 from utils.plots import write_plots
-from utils.series import load_run
+from utils.series import load_run, load_runs
 from utils.visualization import (
     Contents,
     Grid,
@@ -222,6 +222,28 @@ def test_in_a_browser_nothing_runs_and_nothing_is_fetched(tmp_path: Path) -> Non
     finally:
         canary.shutdown()
         canary.server_close()
+
+
+def test_a_page_of_several_runs_has_their_curves_and_recipes_under_their_names(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        make_run(tmp_path / name, sft_steps=5, grpo_steps=5)
+    run = load_runs(tmp_path, "secret")
+    recipe = {"task": "secret", "mode": "evaluate", "config": {"num_runs": 3}}
+    table = Grid("Own table", ["Model", "a"], [("m", ["1"])])
+    contents = Contents(recipes={"evaluation": recipe}, tables=[table])
+    page = Page(render_report(run, contents=contents))
+    assert page.text.count("Learning rate") == 2 and "second: dead groups" in page.text
+    assert page.text.count("--mode train --task secret --config run.yaml") == 2
+    assert "--mode evaluate --task secret --config run.yaml" in page.text and "num_runs: 3" in page.text
+    assert "How to repeat it" in page.text and "No metrics yet" not in page.text and "no manifest" not in page.text
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids)) and {"curves-1", "curves-2", "options-3", "manifest-2"} <= set(ids) - {"manifest-3"}
+    assert "Own table" not in page.text, "it stands for an evaluation, and there is none"
+    (tmp_path / "evaluation").mkdir()
+    models = {"base": {"metrics": {}, "by_category": {"c": {"reward": {"value": 1}}}, "failures": 2}}
+    (tmp_path / "evaluation" / "secret.json").write_text(json.dumps({"task": "secret", "models": models}))
+    page = Page(render_report(load_runs(tmp_path, "secret"), contents=contents))
+    assert "Own table" in page.text and "By category" not in page.text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
