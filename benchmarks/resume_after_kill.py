@@ -260,7 +260,7 @@ def dataset_place(folder: Path, name: str) -> Path:
 
 
 def kill_prepare_data(folder: Path, options: dict[str, Any], kills: int, seed: int) -> tuple[list[Kill], list[str]]:
-    """Killed and resumed until the kills are spent, the dataset removed when it is done: a file is whole, or not there."""
+    """Killed and resumed until the kills are spent, the dataset removed when done: each file is whole, or not there."""
     suffix = "" if options.get("task") == "guardrail" else ".json"
     whole, killed = folder / f"whole{suffix}", folder / f"killed{suffix}"
     whole_s = run_to_end(stage_command("prepare_data", options | {"dataset_path": str(whole)}), folder / "whole.log")
