@@ -17,6 +17,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,7 @@ def common_base(adapters: Sequence[GuardAdapter], model_name: str | None = None)
     """
     from model_training.models import base_of_adapter
 
-    first = adapters[0]
-    for other in adapters[1:]:
+    for first, other in combinations(adapters, 2):
         prints = [adapter.note.get("base_fingerprint") for adapter in (first, other)]
         bases = [model_name or base_of_adapter(first.path), model_name or base_of_adapter(other.path)]
         same = prints[0] == prints[1] if all(prints) else bases[0] == bases[1]
@@ -125,7 +125,7 @@ def common_base(adapters: Sequence[GuardAdapter], model_name: str | None = None)
                 f"adapters of different base models: {first.path} is for {bases[0]}, {other.path} for {bases[1]}{why}; "
                 "train both on the same base"
             )
-    return model_name or base_of_adapter(first.path)
+    return model_name or base_of_adapter(adapters[0].path)
 
 
 def _place(output_dir: str | Path, name: str, variation: str, checkpoint: str | None) -> Path:

@@ -81,7 +81,7 @@ def write_lora(folder: Path, factors: Mapping[str, Factors], like: list[LoraLaye
         tensors[f"{name}.lora_A.weight"] = torch.nn.functional.pad(A_RI, (0, 0, 0, fill)).contiguous()
         tensors[f"{name}.lora_B.weight"] = torch.nn.functional.pad(B_OR, (0, fill)).contiguous()
     selections = [{key: lora.config.get(key) for key in SELECTION} for lora in like]
-    alike = all(_comparable(selection) == _comparable(selections[0]) for selection in selections)
+    alike = all(in_order(selection) == in_order(selections[0]) for selection in selections)
     LoraConfig(
         r=rank,
         lora_alpha=rank,
@@ -91,12 +91,15 @@ def write_lora(folder: Path, factors: Mapping[str, Factors], like: list[LoraLaye
         inference_mode=True,
         **(selections[0] if alike else {"target_modules": sorted(factors)}),
     ).save_pretrained(str(folder))
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    (folder / CONFIG).write_text(json.dumps(in_order(config), indent=2) + "\n", encoding="utf-8")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     return rank
 
 
-def _comparable(selection: dict[str, Any]) -> dict[str, Any]:
-    return {key: sorted(value) if isinstance(value, list) else value for key, value in selection.items()}
+def in_order(config: dict[str, Any]) -> dict[str, Any]:
+    """The options with their lists sorted: peft keeps sets, and writes the same one in another order each time."""
+    return {key: sorted(value) if isinstance(value, list) else value for key, value in config.items()}
 
 
 def _plain_config(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from typing import Any
 from model_training.checkpoints import PARTIAL, disk_errors, publish_directory
 from model_training.guard_adapters import DEFAULT_THRESHOLD, NOTE, GuardAdapter, common_base
 from model_training.guardrail_config import Merge
-from model_training.lora_files import CONFIG, WEIGHTS, LoraLayers, read_lora, write_lora
+from model_training.lora_files import CONFIG, WEIGHTS, LoraLayers, in_order, read_lora, write_lora
 from model_training.merge_methods import Factors, Term, merge_layer, squared_error
 from utils.errors import UserError
 from utils.files import sha256_file
@@ -77,7 +77,7 @@ def merge_adapters(
         settings["density"] = density
     if mode == "dare_ties":
         settings["seed"] = seed
-    inputs = [_input(adapter) for adapter in adapters]
+    inputs = [_input(adapter, lora) for adapter, lora in zip(adapters, loras, strict=True)]
     digest = hashlib.sha256(json.dumps([FORMAT, base, settings, inputs], sort_keys=True).encode()).hexdigest()
     target = Path(output_dir) / MERGED / f"{mode}-{digest[:16]}"
     note = _whole(target)
@@ -158,10 +158,11 @@ def _check_shapes(layer: str, terms: list[Term], loras: list[LoraLayers]) -> Non
 # --- the directory ----------------------------------------------------------------------------------------------------
 
 
-def _input(adapter: GuardAdapter) -> dict[str, Any]:
+def _input(adapter: GuardAdapter, lora: LoraLayers) -> dict[str, Any]:
     """What identifies an adapter: its name, its tags, and its files by content."""
-    files = {file: sha256_file(adapter.path / file) for file in (CONFIG, WEIGHTS)}
-    return {"name": adapter.name, "tags": adapter.tags, "sha256": files}
+    config = json.dumps(in_order(lora.config), sort_keys=True)
+    digests = {CONFIG: hashlib.sha256(config.encode()).hexdigest(), WEIGHTS: sha256_file(adapter.path / WEIGHTS)}
+    return {"name": adapter.name, "tags": adapter.tags, "sha256": digests}
 
 
 def _whole(target: Path) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,4 +133,8 @@ def test_one_base_for_all(runs: Path, tmp_path: Path, capsys: Capture) -> None:
         common_base([politics, other])
     for text in ("different base models", str(politics.path), str(moved), str(runs / "base"), "hub/name"):
         assert text in str(caught.value)
+    changed = replace(meeting, note=meeting.note | {"base_fingerprint": "0" * 64})
+    for name in (None, "elsewhere"):
+        with pytest.raises(UserError, match="whose weights are not the same"):
+            common_base([plain, politics, changed], name)
     assert common_base([politics, other], "elsewhere") == "elsewhere", "names do not bind where the base has moved"

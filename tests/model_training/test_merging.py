@@ -207,6 +207,19 @@ def test_a_merge_is_used_again_and_never_stale(base: Path, tmp_path: Path, monke
     assert first.path not in paths
 
 
+def test_the_same_merge_has_the_same_bytes(guards: list[GuardAdapter], tmp_path: Path) -> None:
+    first = merge_adapters(guards, "svd", tmp_path / "a")
+    config = json.loads((guards[0].path / "adapter_config.json").read_text())
+    turned = config | {"target_modules": sorted(config["target_modules"], reverse=True)}
+    (guards[0].path / "adapter_config.json").write_text(json.dumps(turned))
+    second = merge_adapters(guards, "svd", tmp_path / "b")
+    assert first.path.name == second.path.name
+    for file in first.path.iterdir():
+        assert file.read_bytes() == (second.path / file.name).read_bytes(), file.name
+    written = json.loads((first.path / "adapter_config.json").read_text())
+    assert written["target_modules"] == sorted(config["target_modules"])
+
+
 @pytest.mark.parametrize("damage", ["adapter_model.safetensors", "adapter_config.json", "subtext.json"])
 def test_a_merge_that_is_not_whole_is_made_again(
     damage: str, base: Path, guards: list[GuardAdapter], tmp_path: Path
@@ -280,6 +293,7 @@ def test_adapters_of_different_bases(base: Path, tmp_path: Path) -> None:
         assert str(other) in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word", "ignore:Setting `save_embedding")
 @pytest.mark.parametrize(
     ("options", "named"),
     [
