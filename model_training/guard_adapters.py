@@ -161,15 +161,13 @@ def _read(name: str, path: Path, tags: Mapping[str, str]) -> GuardAdapter:
     if trained_for is not None and trained_for != name:
         raise UserError(f"adapter {path}: it was trained for {trained_for}, not for {name}; give that of {name}")
     own = note.get("tags", dict(tags))
-    threshold = note.get("threshold")
-    if threshold is None:
-        threshold = DEFAULT_THRESHOLD
+    if "threshold" not in note:
         spoken = ", ".join(own.values())
         print(f"adapter {path}: no threshold was calibrated for it; tag {spoken}, threshold 1/2", file=sys.stderr)
     tag = own.get(name)
     if name != JOINT and tag is None:
         raise UserError(f"adapter {path}: {NOTE} names no tag of {name}; train it anew, or remove {NOTE}")
-    return GuardAdapter(name, path, tag, own, float(threshold), note)
+    return GuardAdapter(name, path, tag, own, float(note.get("threshold", DEFAULT_THRESHOLD)), note)
 
 
 def _note(path: Path) -> dict[str, Any]:
@@ -183,4 +181,9 @@ def _note(path: Path) -> dict[str, Any]:
         raise UserError(f"{file}: damaged ({error}); train the adapter anew") from error
     if not isinstance(note, dict):
         raise UserError(f"{file}: damaged (it is no JSON object); train the adapter anew")
+    tags, threshold = note.get("tags", {}), note.get("threshold", DEFAULT_THRESHOLD)
+    if not isinstance(tags, dict) or not all(isinstance(tag, str) and tag for tag in tags.values()):
+        raise UserError(f"{file}: damaged (its tags are no texts by guardrail); train the adapter anew")
+    if not isinstance(threshold, (int, float)) or not 0 < threshold < 1:
+        raise UserError(f"{file}: damaged (its threshold {threshold!r} is not between 0 and 1); train the adapter anew")
     return note

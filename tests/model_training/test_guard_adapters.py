@@ -107,7 +107,15 @@ def test_the_wrong_adapter(runs: Path, tmp_path: Path) -> None:
         find(runs, given=f"politics={tmp_path / 'none'}")
     with pytest.raises(UserError, match=r"adapter_config.json"):
         find(runs, given=f"politics={tmp_path}")
-    for text, fault in (("{", "damaged"), ("[]", "no JSON object"), ('{"tags": {}}', "names no tag of politics")):
+    faults = [
+        ("{", "damaged"),
+        ("[]", "no JSON object"),
+        ('{"tags": {}}', "names no tag of politics"),
+        ('{"tags": {"politics": 1}}', "its tags are no texts"),
+        ('{"threshold": 1.0}', "threshold 1.0 is not between 0 and 1"),
+        ('{"threshold": "NaN"}', "threshold 'NaN' is not between"),
+    ]
+    for text, fault in faults:
         folder = tmp_path / "copy"
         shutil.copytree(runs / "plain", folder, dirs_exist_ok=True)
         (folder / "subtext.json").write_text(text)
