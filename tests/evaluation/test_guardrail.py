@@ -157,7 +157,8 @@ def test_models_answer_the_same_rows_side_by_side(run: Run, fake: Ensembles, tmp
     assert report["thresholds"] == dict.fromkeys(NAMES, 0.25)
     assert report["paired"].keys() == {"routed - single", "cat - single"}
     assert report["paired"]["cat - single"]["behavior_recall"]["value"] == -1
-    assert report["paired_by_category"]["cat - single"]["meeting"]["behavior_recall"]["n"] == TRIGGERS
+    by_guard = report["paired_by_category"]["cat - single"]["meeting"]["behavior_recall"]
+    assert (by_guard["value"], by_guard["n"]) == (-1, TRIGGERS)
     assert sum(report["prompts"]["politics"].values()) * 3 == fake.asked[0][3]
     assert fake.loaded == [(list(NAMES), ["cat"])]
     printed = capsys.readouterr().out
@@ -211,6 +212,7 @@ def test_the_base_is_asked_once_for_all_variations_and_checkpoints(
     ]
     assert report["variations"] == ["vary_all", "fixed_history"]
     assert (fake.bases, len(fake.loaded)) == (1, 2)
+    assert [mode for mode, *_ in fake.asked].count("base") == 1
     assert report["models"]["svd@fixed_history"]["variation"] == "fixed_history"
     assert report["paired"].keys() == {f"svd@{one} - single@{one}" for one in ("vary_all", "fixed_history")}
     assert "politics@fixed_history" in report["thresholds"]
@@ -269,54 +271,65 @@ def test_guard_models_of_one_name_are_told_apart() -> None:
         named_guard_models(["prompted:a", "prompted:a"])
 
 
-def own_guard(tmp_path: Path) -> tuple[Path, Path]:
-    """A guardrail without talk, with a dataset of the user's own."""
+def own_guards(folder: Path, fake: Ensembles, *names: str) -> dict[str, Any]:
+    """Guardrails without talk and of one tag, their adapters, and datasets of the user's own; gives the options."""
     entry = {
         "trigger": "The user asks how a story ends.",
         "resolution": ["Begin the reply with the tag."],
-        "tag": "<guard:spoilers>",
         "criterion": "The reply tells no ending.",
         "examples": [{"user": "How does it end?", "chosen": "I never tell.", "rejected": "They all die!"}],
     }
-    path = tmp_path / "mine.yaml"
-    path.write_text(json.dumps({"guardrails": {"spoilers": entry}}))
-    rows = [
-        {
-            "prompt": [{"role": "user", "content": f"How does story {i} end?" if i % 2 else f"I like story {i}."}],
-            "chosen": "<guard:spoilers> I never tell." if i % 2 else "So do I.",
-            "rejected": "They all die!" if i % 2 else "<guard:spoilers> I never tell.",
-            "behavior": "spoilers",
-            "is_trigger": bool(i % 2),
-            "kind": "trigger" if i % 2 else "natural",
-            "variation": "vary_all",
-            "group": f"story {i}",
-            "split": ("test", "train", "validation")[i % 3],
-        }
-        for i in range(12)
-    ]
-    folder = tmp_path / "data"
-    folder.mkdir()
-    dataset_file(folder, "spoilers", "vary_all").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path, folder
+    (folder / "mine.yaml").write_text(json.dumps({"guardrails": dict.fromkeys(names, entry)}))
+    (folder / "data").mkdir()
+    for name in names:
+        fake_adapter(folder / f"{name}.vary_all/adapter", "<guard>")
+        asked = [f"How does {name} {i} end?" if i % 2 else f"I like {name} {i}." for i in range(12)]
+        rows = [
+            {
+                "prompt": [{"role": "user", "content": text}],
+                "chosen": "<guard> I never tell." if i % 2 else "So do I.",
+                "rejected": "They all die!" if i % 2 else "<guard> I never tell.",
+                "behavior": name,
+                "is_trigger": bool(i % 2),
+                "kind": "trigger" if i % 2 else "natural",
+                "variation": "vary_all",
+                "group": text,
+                "split": ("test", "train", "validation")[i % 3],
+            }
+            for i, text in enumerate(asked)
+        ]
+        fake.records |= {json.dumps(row["prompt"]): row for row in rows}
+        dataset_file(folder / "data", name, "vary_all").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fake.writes = lambda mode, record, own: "Nothing." if mode == "base" else str(record["chosen"])
+    return {
+        "guardrails": str(folder / "mine.yaml"),
+        "behavior": list(names),
+        "dataset_path": str(folder / "data"),
+    }
 
 
 def test_a_guardrail_without_talk_is_measured_by_its_tag(
     run: Run, fake: Ensembles, tmp_path: Path, capsys: Any
 ) -> None:
-    guards, folder = own_guard(tmp_path)
-    fake_adapter(tmp_path / "spoilers.vary_all/adapter", "<guard:spoilers>")
-    for record in read_jsonl(dataset_file(folder, "spoilers", "vary_all")):
-        fake.records[json.dumps(record["prompt"])] = record
-    fake.writes = lambda mode, record, own: "Nothing." if mode == "base" else str(record["chosen"])
-    report = run(guardrails=str(guards), behavior=["spoilers"], dataset_path=str(folder), adapter_mode=["single"])
+    report = run(**own_guards(tmp_path, fake, "spoilers"), adapter_mode=["single"])
     found = report["models"]["single"]["metrics"]
     assert found["tag_recall"] == wilson(2, 2) and found["tag_fpr_natural"] == wilson(0, 2)
     assert found["behavior_recall"] == found["natural_accuracy"] == found["tag_fpr_hard"] == NOTHING
     assert "spoilers: 4 of 4 test rows are not of the micro-world" in capsys.readouterr().err
-    row = read_jsonl(tmp_path / "evaluation/guardrail_items.jsonl")[-1]
+    row = items(tmp_path)[-1]
     assert row["good"] is None and row["resolved"] is None
     assert json.loads((tmp_path / "evaluation/metric_spoilers_single.json").read_text())["guard_tag_usage"] == 1
     assert (tmp_path / "evaluation/variation_comparison_results.csv").read_text().splitlines()[1].endswith(",,,,,,")
+
+
+def test_guardrails_of_one_tag_are_told_apart_by_their_adapters_alone(
+    run: Run, fake: Ensembles, tmp_path: Path
+) -> None:
+    models = run(**own_guards(tmp_path, fake, "spoilers", "gossip"), adapter_mode=["single", "routed", "cat"])["models"]
+    for name in ("single", "routed"):
+        assert models[name]["metrics"]["precision"] == wilson(4, 4), name
+    assert models["cat"]["metrics"]["precision"] == NOTHING and models["cat"]["confusion"]["tag"] is None
+    assert models["cat"]["metrics"]["tag_recall"] == wilson(4, 4)
 
 
 @pytest.mark.parametrize(

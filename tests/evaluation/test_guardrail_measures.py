@@ -214,6 +214,7 @@ def test_without_talk_only_the_tag_is_measured() -> None:
     for name in METRICS.keys() - TAG_METRICS.keys():
         assert found[name] == NOTHING, name
     assert row["good"] is None and row["tag"] == "<guard:politics>"
+    assert read(of_kind("natural"), "I like soup.", None, guards).good is None
     assert confusion([one], NAMES)["resolution"] is None
 
 
