@@ -29,8 +29,18 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TIMES = ("time", "resumes", "step_time", "tokens_per_s", "pairs_per_s")
+TIMES += ("runtime", "samples_per_second", "steps_per_second")
+    "time",
+    "resumes",
+    "step_time",
+    "tokens_per_s",
+    "pairs_per_s",
+    "runtime",
+    "samples_per_second",
+    "steps_per_second",
+)
 LOGS = ("metrics.jsonl", "completions.jsonl")
-WEIGHTS = "adapter_model.safetensors"
+ADAPTER_FILES = ("adapter_model.safetensors", "subtext.json")
 TRAIN_OPTIONS = {
     "threads": 1,
     "lora_rank": 8,
@@ -169,7 +179,7 @@ def kill_train(
         command = stage_command(mode, options | _places(folder, name, options, mode) | resume)
         start_up_s = 6.0 if mode == "train" else whole_s
         differences += _kill_until_done(command, folder / name, kills, rng, spent, start_up_s)
-        differences += _differences(folder, "whole", name)
+        differences += differences_of(folder, "whole", name)
     return spent, differences
 
 
@@ -231,7 +241,7 @@ def _checkpoints(run: Path) -> str:
     return " ".join(sorted(str(path.relative_to(run)) for path in made))
 
 
-def _differences(folder: Path, one: str, two: str) -> list[str]:
+def differences_of(folder: Path, one: str, two: str) -> list[str]:
     first, second = (_results(folder, name) for name in (one, two))
     return [f"{two}: {name} differs" for name in sorted(first | second) if first.get(name) != second.get(name)]
 
@@ -242,15 +252,15 @@ def _results(folder: Path, name: str) -> dict[str, Any]:
     runs = sorted(path.parent for path in run.rglob("metrics.jsonl"))
     found: dict[str, Any] = {f"metrics.jsonl of {each.relative_to(run)}": measurements(each) for each in runs}
     of_adapters = digests(run) | {f"adapter/{file}": value for file, value in digests(adapter).items()}
-    found |= {file: value for file, value in of_adapters.items() if _is_final_weights(Path(file))}
+    found |= {file: value for file, value in of_adapters.items() if _is_final(Path(file))}
     found |= {f"dataset {file}": value for file, value in digests(dataset_place(folder, name)).items()}
     for path in (run / "evaluation").glob("*.json"):
         found[f"evaluation/{path.name}"] = json.loads(path.read_text(encoding="utf-8").replace(str(run), ""))
     return found
 
 
-def _is_final_weights(file: Path) -> bool:
-    return file.name == WEIGHTS and "checkpoints" not in file.parts
+def _is_final(file: Path) -> bool:
+    return file.name in ADAPTER_FILES and "checkpoints" not in file.parts
 
 
 def dataset_place(folder: Path, name: str) -> Path:
