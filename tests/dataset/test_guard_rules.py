@@ -12,7 +12,7 @@ from dataset.guard_talk import load_talk
 from dataset.guardrails import load_guardrails
 from dataset.world import load_world
 from model_training.guardrail_config import VARIATIONS
-from tests.dataset.guard_sets import BARE, BEHAVIORS, GUARDS, guardrails, made, records, with_spoilers
+from tests.dataset.guard_sets import BARE, BEHAVIORS, GUARDS, SPOILERS, guardrails, made, records, with_spoilers
 from utils.errors import UserError
 
 
@@ -150,11 +150,20 @@ def test_a_users_guardrail_is_judged_by_its_own_talk(tmp_path: Path) -> None:
     assert {row["other_behavior"] for row in rows} >= {"spoilers", "meeting", None}
 
 
+def test_a_tag_of_another_form_within_a_reply_breaks_the_persona_too(tmp_path: Path) -> None:
+    guards = load_guardrails(with_spoilers(tmp_path, SPOILERS.replace("<guard:spoilers>", "[no-end]")))
+    record = next(row for row in made(guards, "spoilers") if row["is_trigger"])
+    assert judge(guards, record, record["chosen"]).good
+    assert not judge(guards, record, f"{record['chosen']} [no-end]").good
+
+
 def test_rules_refuse_what_they_cannot_know(tmp_path: Path) -> None:
     guards = load_guardrails(with_spoilers(tmp_path, BARE))
     assert (can_judge(guards["politics"]), can_judge(guards["spoilers"])) == (True, False)
     with pytest.raises(UserError, match="spoilers has no `talk`"):
         is_resolution(guards["spoilers"], "No.")
+    with pytest.raises(UserError, match="spoilers has no `talk`"):
+        judge(guards, {**trigger("politics"), "behavior": "spoilers"}, "No.")
     record = {**records("politics")[0], "is_trigger": False, "kind": "natural", "family": "natural/mine"}
     assert family_of(guards, record) is None
     with pytest.raises(UserError, match="no family natural/mine"):
