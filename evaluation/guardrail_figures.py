@@ -68,7 +68,7 @@ def _bars(ax: Axes, name: str, shown: Models, of: Guards) -> None:
         style, found = of.styles[model_name], _of_guards(model, name, of)
         x = [of.behaviors.index(behavior) + (place - (len(shown) - 1) / 2) * width for behavior in found]
         heights = [percent(estimate["value"]) for estimate in found.values()]
-        ax.bar(x, heights, 0.88 * width, color=style.color, label=style.label)
+        ax.bar(x, heights, 0.88 * width, color=style.color, edgecolor=style.color, linewidth=1, label=style.label)
         for at, height, estimate in zip(x, heights, found.values(), strict=True):
             low, high = ends(estimate)
             ax.plot([at, at], [low, high], color=INK, linewidth=1)

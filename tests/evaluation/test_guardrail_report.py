@@ -180,6 +180,8 @@ def test_failures_of_routing_are_read_first_beside_the_worst_merge(tmp_path: Pat
             row |= {"good": True, "tag": "<guard>" if row["kind"] == "trigger" else None}
             if (row["kind"], row["index"]) == ("natural", 5) and row["model"] == "routed":
                 row |= {"tag": "<guard>"}
+            if row["model"] == "base":
+                row |= {"good": False, "tag": None}
             if (row["kind"], row["index"]) == ("trigger", 6) and row["model"] == "single":
                 row |= {"tag": None}
 
