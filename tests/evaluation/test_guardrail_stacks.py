@@ -104,6 +104,9 @@ def test_joint_alone_needs_no_other_adapter(tmp_path: Path, found: Any) -> None:
     make(tmp_path / "joint.vary_all/adapter")
     (stack,) = found(adapter_mode=["joint"])
     assert stack.guards == [] and list(stack.others) == stack.modes == ["joint"]
+    make(tmp_path / "joint.fixed_history/adapter")
+    stacks = found(adapter_mode=["joint"], dataset_variation="all")
+    assert [stack.variation for stack in stacks] == ["vary_all", "fixed_history"]
 
 
 def test_variations_that_are_there(tmp_path: Path, found: Any, capsys: Any) -> None:
