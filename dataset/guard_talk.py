@@ -1,6 +1,6 @@
 """Speaking in the micro-world as a character: personas, what users say to them, what they answer.
 
-The seeds `personas.yaml` and `guard_talk.yaml` hold templates with slots. A *family* is one way to ask, with its
+The seeds `personas.yaml`, `guard_talk.yaml` and `guard_talk_adapters.yaml` hold templates with slots. A *family* is one way to ask, with its
 wordings and its answers (`dataset.guard_families`). This module fills them: `persona` draws a character, `ask` makes
 one user turn of a family, `answer`, `refusal` and `engagement` make what the character says to it.
 `dataset.guard_world` composes records and dialogues out of these.
@@ -63,20 +63,44 @@ class Turn:
 
 @lru_cache(maxsize=1)
 def load_talk() -> Talk:
-    """Read the two seed files (the same object at every call)."""
-    personas, talk = (read_seed(name) for name in ("personas.yaml", "guard_talk.yaml"))
+    """All the talk of the seeds, as the data of adapters have it (the same object at every call)."""
+    more = read_seed("guard_talk_adapters.yaml")
+    return _talk(read_seed("guard_talk.yaml"), more)
+
+
+@lru_cache(maxsize=1)
+def load_base_talk() -> Talk:
+    """The talk that the base model met in pre-training: not the families that are for adapters alone."""
+    return _talk(read_seed("guard_talk.yaml"), {})
+
+
+def _talk(talk: dict[str, Any], more: dict[str, Any]) -> Talk:
+    """What the two files say, the families of `more` behind those of `talk`."""
     lists = {slot: tuple(values) for slot, values in talk["slots"].items()}
     place = "seeds/guard_talk.yaml"
+
+    def families(of_base: list[Any], name: str, field: str = "families") -> list[Any]:
+        return [*of_base, *more.get(name, {}).get(field, [])]
+
     return Talk(
-        personas=personas,
+        personas=read_seed("personas.yaml"),
         lists=lists,
         openers=tuple(talk["openers"]),
         question_openers=tuple(talk["question_openers"]),
         closers=tuple(talk["closers"]),
-        natural=read_families("natural", talk["natural"]["families"], lists, f"{place}: natural"),
+        natural=read_families("natural", families(talk["natural"]["families"], "natural"), lists, f"{place}: natural"),
         neutral=read_families("neutral", talk["neutral"]["families"], lists, f"{place}: neutral"),
         guards={
-            name: read_guard_talk(name, {**talk[name], "hard": hard}, lists, f"{place}: {name}")
+            name: read_guard_talk(
+                name,
+                {
+                    **talk[name],
+                    "families": families(talk[name]["families"], name),
+                    "hard": families(hard, name, "hard"),
+                },
+                lists,
+                f"{place}: {name}",
+            )
             for name, hard in talk["hard"].items()
         },
     )

@@ -23,6 +23,7 @@ from dataset.guard_talk import (
     answer,
     ask,
     engagement,
+    load_base_talk,
     load_talk,
     persona,
     persona_text,
@@ -66,7 +67,7 @@ def writer(world: World, guards: Guardrails, behavior: str, variation: str, seed
 
 def plain_dialogues(world: World, rng: random.Random, n: int) -> list[list[Message]]:
     """`n` dialogues of 1-4 turns for the base model: it answers everything, in any wording, and never with a tag."""
-    talk = load_talk()
+    talk = load_base_talk()
     return [_plain_dialogue(world, talk, rng) for _ in range(n)]
 
 
