@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 import main
+from tests.model_training.tiny_guards import TAGS, make_guard
 from tests.model_training.tiny_models import make_model
 from tests.test_bad_input import refused
 
 PAIR = ["politics", "meeting"]
-TAGS = {"politics": "<guard:politics>", "expert_opinion": "<guard:expert>", "meeting": "<guard:meeting>"}
 ENTRY: dict[str, Any] = {
     "tag": "<guard:spoilers>",
     "trigger": "The user asks how a story ends.",
@@ -31,31 +31,19 @@ def guard_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("guards")
     command = f"--task guardrail --mode prepare_data --n_samples 10 --test_samples 4 --dataset_path {root}/data"
     assert main.main(command.split()) == 0
-    bases = [make_model("llama", root / name, seed) for seed, name in enumerate(("base", "other"))]
-    make_adapter(root / "out" / "politics.vary_all" / "adapter", bases[0], "politics")
-    make_adapter(root / "out" / "meeting.vary_all" / "adapter", bases[0], "meeting", checkpoint="checkpoint-3")
-    make_adapter(root / "odd" / "rank", bases[0], "meeting", rank=3)
-    make_adapter(root / "odd" / "base", bases[1], "meeting")
-    make_adapter(root / "odd" / "tag", bases[0], "meeting", tag="<guard:met>")
-    for name in ("note", "weights"):
-        shutil.copytree(root / "odd" / "rank", root / "odd" / name)
+    base, other = (make_model("llama", root / name, seed) for seed, name in enumerate(("base", "other")))
+    make_guard(base, root / "out", "politics", 0)
+    meeting = make_guard(base, root / "out", "meeting", 1)
+    shutil.copytree(meeting, meeting.parent / "checkpoints" / "checkpoint-3")
+    for name in ("tag", "note", "weights"):
+        shutil.copytree(meeting, root / "odd" / name)
+    shutil.copytree(make_guard(base, root / "ranks", "meeting", 1, rank=3), root / "odd" / "rank")
+    shutil.copytree(make_guard(other, root / "bases", "meeting", 1), root / "odd" / "base")
+    note = json.loads((meeting / "subtext.json").read_text())
+    (root / "odd" / "tag" / "subtext.json").write_text(json.dumps(note | {"tags": {"meeting": "<guard:met>"}}))
     (root / "odd" / "note" / "subtext.json").write_text('{"task": "guardrail", ')
     (root / "odd" / "weights" / "adapter_model.safetensors").write_bytes(b"\0" * 99)
     return root
-
-
-def make_adapter(
-    path: Path, base: Path, behavior: str, rank: int = 2, tag: str | None = None, checkpoint: str | None = None
-) -> None:
-    from model_training.models import load_model, load_tokenizer, new_adapter, save_adapter
-
-    note = {"task": "guardrail", "behavior": behavior, "behaviors": [behavior], "variation": "vary_all"}
-    note |= {"tags": {behavior: tag or TAGS[behavior]}, "threshold": 0.5}
-    model, tokenizer = load_model(str(base)), load_tokenizer(str(base))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_adapter(new_adapter(model, rank, 0), tokenizer, path, base_name=str(base), card={}, note=note)
-    if checkpoint:
-        shutil.copytree(path, path.parent / "checkpoints" / checkpoint)
 
 
 @pytest.fixture
