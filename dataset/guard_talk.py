@@ -1,9 +1,10 @@
 """Speaking in the micro-world as a character: personas, what users say to them, what they answer.
 
-The seeds `personas.yaml`, `guard_talk.yaml` and `guard_talk_adapters.yaml` hold templates with slots. A *family* is one way to ask, with its
-wordings and its answers (`dataset.guard_families`). This module fills them: `persona` draws a character, `ask` makes
-one user turn of a family, `answer`, `refusal` and `engagement` make what the character says to it.
-`dataset.guard_world` composes records and dialogues out of these.
+The seeds `personas.yaml`, `guard_talk.yaml` and `guard_talk_adapters.yaml` hold templates with slots. A *family* is one
+way to ask, with its wordings and its answers (`dataset.guard_families`). The families of the last file are for the data
+of adapters alone. This module fills the slots: `persona` draws a character, `ask` makes one user turn of a family,
+`answer`, `refusal` and `engagement` make what the character says to it. `dataset.guard_world` composes records and
+dialogues out of these.
 """
 
 from __future__ import annotations
