@@ -28,8 +28,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TIMES = ("time", "resumes", "step_time", "tokens_per_s", "pairs_per_s")
-TIMES += ("runtime", "samples_per_second", "steps_per_second")
+TIMES = "time resumes step_time tokens_per_s pairs_per_s runtime samples_per_second steps_per_second".split()
 LOGS = ("metrics.jsonl", "completions.jsonl")
 ADAPTER_FILES = ("adapter_model.safetensors", "subtext.json")
 TRAIN_OPTIONS = {
