@@ -114,7 +114,7 @@ def _check_positions(model: Any, lengths: list[int]) -> None:
     for number, length in enumerate(lengths, start=1):
         if positions is not None and length > positions:
             raise UserError(
-                f"prompt {number} and the tag have {length} tokens, the model {positions} positions; cut it"
+                f"prompt {number} and the tag have {length} tokens, and the model has {positions} positions; shorten it"
             )
 
 
