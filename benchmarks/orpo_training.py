@@ -10,10 +10,10 @@ optimizer, batch size and precision; the NLL runs over prompt and answer. TRL's 
 checkpointing; each row is compared with ours of the same checkpointing. What is measured, of TRL, is its trainer as it
 is, from its collator on; tokens are handed to it as its own tokenisation would, which is not measured.
 
-Every variant runs in its own process, one after the other, and all of that --repeats times with another seed. A run
-trains --steps batches of a pass in its own order, behind the widest one, which warms up. Speed is that of processor
-time on one thread (collation, forward, backward, optimizer, the trainer's own work), so that other programs on the
-machine count little; that of the clock stands beside it.
+Every variant runs in its own process, one after the other, and all of that --repeats times with another seed. Of the
+batches of a pass in its own order a run trains --steps, evenly from narrow to wide, behind the widest of all, which
+warms up. Speed is that of processor time on one thread (collation, forward, backward, optimizer, the trainer's own
+work), so that other programs on the machine count little; that of the clock stands beside it.
 
 Memory is the peak of the resident memory in a step on the widest batch, above what stood before the training, in one
 more process whose allocator gives back what is freed: what the tensors need, and not what an allocator keeps.
@@ -141,8 +141,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         make = our_trainer if shared else trl_trainer
         trainer = make(arguments, variant, make_model(vocab), examples, folder)
         batches = order(trainer, variant, lengths, arguments)
-        widest = max(batches, key=lambda batch: max(lengths[number] for number in batch))
-        picked = batches[: arguments.steps]
+        ordered = sorted(batches, key=lambda batch: max(lengths[number] for number in batch))
+        widest = ordered[-1]
+        picked = [ordered[int((n + 0.5) / arguments.steps * len(ordered))] for n in range(arguments.steps)]
+        random.Random(arguments.seed).shuffle(picked)
         trainer._get_train_sampler = lambda *_: [number for batch in [widest, *picked] for number in batch]
         times = []
 
