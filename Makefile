@@ -6,13 +6,16 @@ PACKAGES := utils prompts dataset model_training evaluation main.py visualize_tr
 
 PREFERENCE := $(BIN)/python main.py --task preference --config configs/demo_preference.yaml
 REWARD_MODELS := base mean_and_variance categorical
+GUARDRAIL := $(BIN)/python main.py --task guardrail --config configs/demo_guardrail.yaml
+GUARDS := politics expert_opinion meeting
 
-.PHONY: help demo demo-preference $(REWARD_MODELS:%=train-%) test lint bench clean
+.PHONY: help demo demo-preference $(REWARD_MODELS:%=train-%) demo-guardrail $(GUARDS:%=guard-%) guard-joint test lint bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    prepare data, train, evaluate and draw on the embedded model: outputs/demo"
 	@echo "make demo-preference  pairs with hidden context, three reward models, evaluation: outputs/demo_preference"
+	@echo "make demo-guardrail   three guardrails, an adapter each, routed, merged and joint: outputs/demo_guardrail"
 	@echo "make test    the whole test suite"
 	@echo "make lint    ruff (rules and format) and mypy"
 	@echo "make bench   the quick benchmarks, one table each"
@@ -35,6 +38,20 @@ demo-preference: .venv/core.stamp
 
 $(REWARD_MODELS:%=train-%): train-%:
 	$(PREFERENCE) --mode train --reward_model_type $* --output_dir outputs/demo_preference/$*
+
+demo-guardrail: .venv/core.stamp
+	$(GUARDRAIL) --mode prepare_data
+	@$(MAKE) --no-print-directory -j 2 guard-joint $(GUARDS:%=guard-%)
+	$(GUARDRAIL) --mode evaluate
+	$(GUARDRAIL) --mode visualize
+	@echo "--- three guards on one base: who answers, and how surely"
+	$(GUARDRAIL) --mode generate
+
+$(GUARDS:%=guard-%): guard-%:
+	$(GUARDRAIL) --mode train --behavior $*
+
+guard-joint:
+	$(GUARDRAIL) --mode train --joint
 
 test: .venv/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
