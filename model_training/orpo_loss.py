@@ -41,8 +41,8 @@ CHUNK = 2**23
 """Logits of a chunk, at most: 32 MiB; a chunk has at least one token."""
 LARGEST_LOG_P = -1e-7
 """Mean log-probabilities above this (float32 cannot resolve 1 - p there) have the odds of this, and no slope."""
-SAME_MODEL = 2e-4, 3e-2
-"""How far log-probabilities may lie from the model's own, in float32 and in half precision."""
+SAME_MODEL = 1e-5, 2e-2
+"""How far log-probabilities may lie from the model's own, over its largest logit, in float32 and in half precision."""
 
 
 # --- log-probabilities of tokens ------------------------------------------------------------------------------------
@@ -87,17 +87,17 @@ def _try(model: Any, head: Head) -> None:
     bare = bare_model(model)
     ids = [(2 + 7 * n) % len(head.weight) for n in range(12)]
     batch = collate_pairs([(ids, ids)], pad_id=0, shared=False).to(bare.device)
+    targets = batch.input_ids[0]
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            own = model(input_ids=batch.input_ids[:1], use_cache=False).logits[0].float().log_softmax(-1)
-            states = pair_hidden(model, batch)[: len(ids)]
-            targets = own.argmax(-1)
-            found = token_log_probs(states, head, targets)
+            logits = model(input_ids=batch.input_ids[:1], use_cache=False).logits[0].float()
+            found = token_log_probs(pair_hidden(model, batch)[: len(ids)], head, targets)
     finally:
         model.train(training)
-    difference = (found - own.gather(1, targets[:, None])[:, 0]).abs().max().item()
+    own = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    difference = ((found - own).abs().max() / logits.abs().max().clamp(min=1)).item()
     if not difference <= SAME_MODEL[bare.dtype not in (torch.float32, torch.float64)]:
         raise UserError(
             f"{type(bare).__name__} makes its logits in a way that is not known here: log-probabilities from its "

@@ -131,7 +131,7 @@ def held_out_loss(setting: Setting, model: Any, examples: Sequence[Example]) -> 
     with torch.no_grad():
         for start in range(0, len(by_length), size):
             batch = setting.collate(by_length[start : start + size])
-            found.append(setting.log_probs(model, *(value.to(model.device) for value in batch.values())))
+            found.append(setting.log_probs(model, **{name: value.to(model.device) for name, value in batch.items()}))
     chosen, rejected = torch.cat([part.chosen for part in found]), torch.cat([part.rejected for part in found])
     nll = torch.stack([part.nll_sum for part in found]).sum() / torch.stack([part.nll_tokens for part in found]).sum()
     loss, metrics = orpo_loss(chosen, rejected, nll, setting.config.beta)

@@ -141,6 +141,19 @@ def test_the_fingerprint_knows_the_weights_and_not_their_precision(tiny_model: B
     assert fingerprint(adapted.get_base_model()) == fingerprint(model)
 
 
+def test_a_quantized_base_is_known_by_its_name(tmp_path: Path, tiny_model: BuildModel) -> None:
+    """Its weights are not those that a fingerprint was taken of."""
+    name = str(tiny_model("llama"))
+    model = load_model(name)
+    save_adapter(new_adapter(model, 4, 0), load_tokenizer(name), tmp_path / "lora", base_name=name, card={})
+    quantized, other = load_model(name), load_model(str(tiny_model("qwen2")))
+    quantized.hf_quantizer = other.hf_quantizer = object()
+    assert fingerprint(quantized) is None
+    load_adapter(quantized, tmp_path / "lora")
+    with pytest.raises(UserError, match="the names differ"):
+        load_adapter(other, tmp_path / "lora")
+
+
 @pytest.mark.parametrize(("family", "seed"), [("llama", 1), ("qwen2", 0), ("gpt2", 0)])
 def test_an_adapter_of_another_base_is_refused(family: str, seed: int, tiny_model: BuildModel, tmp_path: Path) -> None:
     saved(tiny_model, "llama", tmp_path / "lora", base_name="org/right-base")

@@ -231,6 +231,13 @@ def test_products_are_in_the_precision_of_the_head() -> None:
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "cohere", "granite"])
+def test_models_in_half_precision_pass_their_trial(kind: str) -> None:
+    model = causal_lm(kind).to(torch.bfloat16)
+    head = head_of(model)
+    assert head.weight.dtype == torch.bfloat16
+
+
 def test_a_model_with_logits_of_its_own_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = causal_lm("llama")
     bare = model.get_base_model()
