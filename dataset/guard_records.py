@@ -28,7 +28,7 @@ from utils.errors import UserError
 Message = dict[str, str]
 Record = dict[str, Any]
 
-PARTS = {"trigger": 18, "natural": 17, "hard": 8, "other": 7}
+PARTS = {"trigger": 14, "natural": 17, "hard": 8, "other": 11}
 """Proportions of the kinds; natural rows are at least a third of all."""
 KINDS = tuple(PARTS)
 HARD_OF_NATURAL = 0.3
