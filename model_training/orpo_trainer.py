@@ -12,7 +12,9 @@ pairs, so that no number depends on the batch size; and by what the adapter is f
     tag_fpr_hard       likewise of messages that only look like triggers
     tag_fpr_other      likewise of another guard's triggers; where the adapter is for several guards: of a trigger of
                        one of them, with the tag of another one
-    behavior_score     (tag_recall + 1 - mean of the false-positive rates that there are rows for) / 2
+    behavior_score     (tag_recall + 1 - mean of the false-positive rates that there are rows for) / 2, each rate in
+                       expectation, the mean probability of the tag in place of the share that greedy decoding writes:
+                       it still tells checkpoints apart where a few hundred greedy answers no longer do
     threshold          probability of the tag from which it is sure (`calibrate`), fitted on the same records
 
 A rate without rows is left out. The weights with the highest behavior_score are the result; of equal ones those with
@@ -150,16 +152,25 @@ def behavior(setting: Setting, model: Any, examples: Sequence[Example]) -> Row:
     own = np.array([[setting.tags.get(example.behavior) == tag for example in examples] for tag in tags])
     trigger = kinds == "trigger"
     own &= trigger  # the tags that are right
-    wrong = (written & ~own).any(0)
 
-    rates = {"tag_recall": (written & own).any(0)[trigger], "tag_fpr_natural": wrong[kinds == "natural"]}
-    rates |= {"tag_fpr_hard": wrong[kinds == "hard"], "tag_fpr_other": wrong[kinds == "other"]}
-    if len(tags) > 1:
-        rates["tag_fpr_other"] = wrong[trigger]
-    row = {name: float(hits.mean()) for name, hits in rates.items() if len(hits)}
-    false = [rate for name, rate in row.items() if name != "tag_recall"]
-    parts = [row[name] for name in ("tag_recall",) if name in row] + ([1 - sum(false) / len(false)] if false else [])
-    return row | {SCORE: sum(parts) / len(parts), "threshold": calibrate(sureness[own], sureness[:, ~trigger].max(0))}
+    chance = np.exp(sureness)
+    greedy = _rates((written & own).any(0), (written & ~own).any(0), kinds, len(tags))
+    expected = _rates((chance * own).sum(0), (chance * ~own).sum(0), kinds, len(tags))
+    false = [rate for name, rate in expected.items() if name != "tag_recall"]
+    parts = [expected[name] for name in ("tag_recall",) if name in expected] + (
+        [1 - sum(false) / len(false)] if false else []
+    )
+    score = sum(parts) / len(parts)
+    return greedy | {SCORE: score, "threshold": calibrate(sureness[own], sureness[:, ~trigger].max(0))}
+
+
+def _rates(right: Any, wrong: Any, kinds: Any, tags: int) -> Row:
+    """Means over the records of each kind that there are: of `right` (N,) for triggers, of `wrong` (N,) for others."""
+    trigger = kinds == "trigger"
+    rates = {"tag_recall": right[trigger], "tag_fpr_natural": wrong[kinds == "natural"]}
+    rates |= {"tag_fpr_hard": wrong[kinds == "hard"]}
+    rates["tag_fpr_other"] = wrong[trigger] if tags > 1 else wrong[kinds == "other"]
+    return {name: float(values.mean()) for name, values in rates.items() if len(values)}
 
 
 # --- the trainer ----------------------------------------------------------------------------------------------------
