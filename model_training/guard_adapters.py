@@ -55,9 +55,14 @@ def find_adapters(
     """The adapter of each guardrail, in the order of `behaviors`; `tags` are those of the guardrails' definitions.
 
     Raises:
-        UserError: an adapter is missing or damaged, or is another guardrail's.
+        UserError: an adapter is missing or damaged, is another guardrail's, or is named by checkpoint and by path.
     """
     given = parse_lora_paths(lora_paths, behaviors)
+    if given and checkpoint is not None:
+        raise UserError(
+            f"--checkpoint_path {checkpoint} is of runs below --output_dir, which --lora_paths takes the place of; "
+            "give one of the two (a path may be that of a checkpoint)"
+        )
     return [
         _read(name, given.get(name) or _place(output_dir, name, variation, checkpoint), {name: tags[name]})
         for name in behaviors

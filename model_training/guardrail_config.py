@@ -34,7 +34,8 @@ def run_directory(output_dir: str | Path, name: str, variation: str) -> Path:
 @dataclass(kw_only=True)
 class GuardrailOptions(ThreadOptions):
     behavior: list[str] = field(default_factory=lambda: [ALL])
-    """Guardrails by name: politics, expert_opinion, meeting, those of --guardrails; `all` is all of them."""
+    """Guardrails by name: politics, expert_opinion, meeting, those of --guardrails; `all` is all of them. prepare_data
+    also takes `natural`, everyday talk alone."""
     dataset_variation: Literal["vary_all", "fixed_character", "fixed_history", "all"] = "vary_all"
     """What differs between records: all; all but the character; or the last message alone. `all` takes each."""
     guardrails: str | None = None

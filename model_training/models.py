@@ -417,6 +417,8 @@ def save_adapter(
         config_file = temporary / "adapter_config.json"
         config = json.loads(config_file.read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = base_name
+        if isinstance(config["target_modules"], list):
+            config["target_modules"].sort()  # a set in peft: its order says nothing
         config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         base = {"base_model": base_name, "base_fingerprint": fingerprint(model.get_base_model())}
         (temporary / "subtext.json").write_text(json.dumps(base | (note or {}), indent=2) + "\n", encoding="utf-8")

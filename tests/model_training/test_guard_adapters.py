@@ -146,3 +146,8 @@ def test_one_base_for_all(runs: Path, tmp_path: Path, capsys: Capture) -> None:
         with pytest.raises(UserError, match="whose weights are not the same"):
             common_base([plain, politics, changed], name)
     assert common_base([politics, other], "elsewhere") == "elsewhere", "names do not bind where the base has moved"
+
+
+def test_a_checkpoint_and_a_path_exclude_each_other(runs: Path) -> None:
+    with pytest.raises(UserError, match=r"--checkpoint_path checkpoint-9 .*--lora_paths.*one of the two"):
+        find(runs, checkpoint="checkpoint-9", given=f"politics={runs / 'plain'}")
