@@ -131,23 +131,21 @@ def log_odds(log_prob: ArrayLike) -> Floats:
 def calibrate(of_triggers: ArrayLike, of_others: ArrayLike) -> float:
     """The probability of the tag above which a prompt counts as a trigger, from log probabilities of both sides.
 
-    Where every trigger is surer than every other prompt, it is the middle, in log-odds, between the least sure trigger
-    and the surest other. Else it is the threshold with the best balanced accuracy, (recall + specificity) / 2, of
-    several the one nearest to 1/2. With less than FEWEST prompts on a side there is nothing to fit: 1/2.
+    It is the one nearest to 1/2 of those with the best balanced accuracy, (recall + specificity) / 2, and a tenth of
+    their gap, in log-odds, away from the prompts on either side. At 1/2 the tag is what greedy decoding would write;
+    the threshold is no further from there than the prompts ask for. With less than FEWEST of them on a side: 1/2.
     """
     yes, no = np.sort(log_odds(of_triggers)), np.sort(log_odds(of_others))
-    if min(len(yes), len(no)) < FEWEST:
-        return 0.5
-    if yes[0] > no[-1]:
-        return _sigmoid((yes[0] + no[-1]) / 2)
     values = np.unique(np.concatenate([yes, no]))
-    between = (values[1:] + values[:-1]) / 2
-    recall = 1 - np.searchsorted(yes, between, side="right") / len(yes)
-    specificity = np.searchsorted(no, between, side="right") / len(no)
-    if len(between) == 0:
+    if min(len(yes), len(no)) < FEWEST or len(values) == 1:
         return 0.5
-    best = np.lexsort((np.abs(between), -(recall + specificity)))[0]
-    return _sigmoid(between[best])
+    low, high = values[:-1], values[1:]
+    margin = (high - low) / 10
+    nearest = np.clip(0.0, low + margin, high - margin)
+    recall = 1 - np.searchsorted(yes, nearest, side="right") / len(yes)
+    specificity = np.searchsorted(no, nearest, side="right") / len(no)
+    best = np.lexsort((np.abs(nearest), -(recall + specificity)))[0]
+    return _sigmoid(nearest[best])
 
 
 def _sigmoid(value: float) -> float:

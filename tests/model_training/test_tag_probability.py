@@ -83,18 +83,25 @@ def logs(*probabilities: float) -> list[float]:
     return [math.log(p) for p in probabilities]
 
 
-def test_where_both_sides_are_apart_the_threshold_is_midway_in_log_odds() -> None:
-    """log odds of 0.9 and 0.1 are log 9 and -log 9; of 0.9 and 0.5, log 9 and 0: half of that is log 3, 3 / 4."""
+def from_odds(odds: float) -> float:
+    return odds / (1 + odds)
+
+
+def test_where_both_sides_are_apart_the_threshold_is_between_them_and_as_near_to_one_half_as_it_can() -> None:
+    """Odds of 0.9 are 9 and of 0.5 are 1: a tenth of the way, in log-odds, is 9 ** 0.1."""
     yes = logs(0.9, 0.99, 0.999, 0.95, 0.97)
     assert calibrate(yes, logs(0.1, 0.01, 0.02, 0.03, 1e-9)) == pytest.approx(0.5)
-    assert calibrate(yes, logs(0.5, 0.01, 0.02, 0.03, 0.04)) == pytest.approx(0.75)
-    assert calibrate(logs(1e-3, *[0.9] * 9), logs(*[1e-5] * 9)) == pytest.approx(1e-4, rel=0.01)
+    assert calibrate(yes, logs(0.4, 0.01, 0.02, 0.03, 0.04)) == pytest.approx(0.5)
+    assert calibrate(yes, logs(0.5, 0.01, 0.02, 0.03, 0.04)) == pytest.approx(from_odds(9**0.1))
+    found = calibrate(logs(1e-3, *[0.9] * 9), logs(*[1e-5] * 9))
+    assert found == pytest.approx(10**-3.2, rel=0.01), "a tenth of the way from 1e-3 to 1e-5"
 
 
 def test_where_they_overlap_it_has_the_best_balanced_accuracy() -> None:
     yes, no = logs(0.2, 0.8, 0.9, 0.9, 0.9), logs(0.1, 0.1, 0.1, 0.1, 0.3, 0.85)
-    assert calibrate(yes, no) == pytest.approx(1 / 7), "odds 1/9 and 1/4: 5 of 5 and 4 of 6; at 0.5, 4 of 5 and 5 of 6"
-    assert calibrate([*yes[1:], *yes[1:]], no) == pytest.approx(0.567, abs=1e-3), "odds sqrt(3/7 * 4)"
+    best = from_odds((1 / 4) * (4 / 9) ** 0.1)
+    assert calibrate(yes, no) == pytest.approx(best), "odds 1/9 and 1/4: 5 of 5 and 4 of 6; at 0.5, 4 of 5 and 5 of 6"
+    assert calibrate([*yes[1:], *yes[1:]], no) == pytest.approx(0.5), "between odds 3/7 and 4"
     assert calibrate(logs(*[0.4] * 6), logs(*[0.4] * 6)) == 0.5
     assert calibrate(logs(*[0.1] * 6), logs(*[0.9] * 6)) == pytest.approx(0.5)
 
