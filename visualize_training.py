@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 def draw(directory: Path, output: Path, mode: str) -> None:
     from evaluation import guardrail_plots, guardrail_report, preference_plots, preference_report
     from evaluation.guardrail_numbers import read_guards
+    from utils.pictures import write_pictures
     from utils.plots import write_plots
     from utils.series import load_run
     from utils.visualization import Contents, write_report
@@ -53,14 +54,14 @@ def draw(directory: Path, output: Path, mode: str) -> None:
         guards = read_guards(directory)
         run, pictures = guards.run, guardrail_plots.draw(guards, say=print)
         contents = guardrail_report.contents_of(guards, pictures)
-        write = partial(guardrail_plots.write_pictures, directory, pictures)
+        write = partial(write_pictures, directory, guardrail_plots.PICTURES, pictures)
     else:
         run = load_run(directory)
         write = partial(write_plots, run, directory)
         if preference_plots.task_of(run) == preference_plots.TASK:
             pictures = preference_plots.draw(run, say=print)
             contents = preference_report.contents_of(run, pictures)
-            write = partial(preference_plots.write_pictures, directory, pictures)
+            write = partial(write_pictures, directory, (preference_plots.CURVES, *preference_plots.PICTURES), pictures)
     if run.evaluation:
         print(evaluation_text(run.evaluation))
     if mode in ("plot", "all"):

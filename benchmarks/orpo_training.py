@@ -30,11 +30,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from benchmarks.pair_training import memory_mib
+from benchmarks.pair_training import Variant, memory_mib, training_options
 
 BODY = {"hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 6, "num_attention_heads": 6}
 """2.9 million parameters, the shape of the embedded model."""
@@ -44,15 +43,6 @@ BETA = 0.1
 PAD = 0
 Example = tuple[list[int], list[int], list[int]]
 """Prompt, chosen answer, rejected answer."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to train."""
-
-    trainer: str
-    by_length: bool
-    checkpointing: bool
 
 
 VARIANTS = {
@@ -199,26 +189,6 @@ def make_model(vocab: int) -> Any:
     return get_peft_model(model, lora)
 
 
-def training_options(arguments: argparse.Namespace, variant: Variant, folder: str) -> dict[str, Any]:
-    """What both trainers are told alike."""
-    return {
-        "output_dir": folder,
-        "per_device_train_batch_size": arguments.pairs,
-        "max_steps": arguments.steps + 1,
-        "learning_rate": 1e-4,
-        "logging_steps": 10,
-        "bf16": arguments.dtype == "bfloat16",
-        "gradient_checkpointing": variant.checkpointing,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-        "seed": arguments.seed,
-    }
-
-
 def trl_trainer(
     arguments: argparse.Namespace, variant: Variant, model: Any, examples: list[Example], folder: str
 ) -> Any:
@@ -237,7 +207,11 @@ def trl_trainer(
         columns.append(row | {"length": row_tokens((prompt, chosen, rejected), shared=False)})
     strategy = "group_by_length" if variant.by_length else "random"
     args = ORPOConfig(
-        **training_options(arguments, variant, folder), beta=BETA, max_length=2048, train_sampling_strategy=strategy
+        **training_options(arguments, variant, folder),
+        remove_unused_columns=False,
+        beta=BETA,
+        max_length=2048,
+        train_sampling_strategy=strategy,
     )
     word = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
     tokenizer = load_tokenizer("tiny")
@@ -273,7 +247,7 @@ def our_trainer(
             "prompt_lengths": torch.tensor([len(prompt) for prompt, _, _ in some]),
         }
 
-    args = TrainingArguments(**training_options(arguments, variant, folder))
+    args = TrainingArguments(**training_options(arguments, variant, folder), remove_unused_columns=False)
     return OrpoTrainer(model=model, args=args, train_dataset=examples, data_collator=collate)
 
 

@@ -25,7 +25,7 @@ from evaluation.guardrail_curves import learning_curves, variations
 from evaluation.guardrail_figures import confusion_matrix, detection_efficiency, guard_models, recall_vs_fpr
 from evaluation.guardrail_numbers import EVALUATION, TASK, Guards, guards_of, load_guards, read_guards
 from evaluation.guardrail_report import CURVES, contents_of
-from utils.files import write_atomic
+from utils.pictures import draw_all, write_pictures
 from utils.runs import MANIFEST, read_manifest
 from utils.series import Run, runs_below
 from utils.visualization import render_report, write_report
@@ -54,7 +54,7 @@ def visualize(output_dir: str, start_server: bool, server_port: int, host: str) 
     directory = Path(output_dir)
     guards = read_guards(directory)
     pictures = draw(guards, say=print)
-    for path in write_pictures(directory, pictures):
+    for path in write_pictures(directory, PICTURES, pictures):
         print(path)
     write_report(guards.run, directory / REPORT, contents_of(guards, pictures))
     print(directory / REPORT)
@@ -66,24 +66,7 @@ def visualize(output_dir: str, start_server: bool, server_port: int, host: str) 
 
 def draw(guards: Guards, say: Callable[[str], None] = lambda line: None) -> dict[str, bytes]:
     """The PNGs that a directory has the numbers for, by file name; `say` hears of the others, and why."""
-    pictures: dict[str, bytes] = {}
-    for name, (drawn, why) in PICTURES.items():
-        picture = drawn(guards)
-        if picture is None:
-            say(f"{name}: not drawn, {why}")
-        else:
-            pictures[name] = picture
-    return pictures
-
-
-def write_pictures(directory: Path, pictures: dict[str, bytes]) -> list[Path]:
-    """Write them, and remove what an earlier evaluation left that this one has no numbers for."""
-    for name in PICTURES:
-        if name not in pictures:
-            (directory / name).unlink(missing_ok=True)
-    for name, picture in pictures.items():
-        write_atomic(directory / name, picture)
-    return [directory / name for name in pictures]
+    return draw_all(PICTURES, guards, say)
 
 
 def live_page(directory: Path) -> Callable[[Run, str], str]:

@@ -21,7 +21,6 @@ preference_report.py puts them on the page. A model has one color in all of them
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from evaluation.preference_figures import model_comparison, reward_distributions
 from evaluation.preference_numbers import Evaluated, evaluated
 from evaluation.preference_report import contents_of
 from utils.errors import UserError
-from utils.files import write_atomic
+from utils.pictures import draw_all, write_pictures
 from utils.plots import plot
 from utils.series import Run, load_run, panels
 from utils.visualization import render_report, write_report
@@ -56,7 +55,7 @@ def visualize(output_dir: str, start_server: bool, server_port: int, host: str) 
     if task_of(run) not in (TASK, None):
         raise UserError(f"{directory} holds a run of task {task_of(run)}; give --task {task_of(run)}")
     pictures = draw(run, say=print)
-    for path in write_pictures(directory, pictures):
+    for path in write_pictures(directory, (CURVES, *PICTURES), pictures):
         print(path)
     write_report(run, directory / REPORT, contents_of(run, pictures))
     print(directory / REPORT)
@@ -82,40 +81,21 @@ def draw(run: Run, say: Callable[[str], None] = lambda line: None) -> dict[str, 
         pictures[CURVES] = plot(run, shown, 2)
     else:
         say(f"{CURVES}: not drawn, metrics.jsonl holds no loss of a reward model's training")
-    found = evaluated(run)
-    for name, (drawn, why) in PICTURES.items():
-        picture = drawn(found)
-        if picture is None:
-            say(f"{name}: not drawn, {why}")
-        else:
-            pictures[name] = picture
-    return pictures
-
-
-def write_pictures(directory: Path, pictures: dict[str, bytes]) -> list[Path]:
-    """Write them, and remove what an earlier evaluation left that this one has no numbers for."""
-    for name in (CURVES, *PICTURES):
-        if name not in pictures:
-            (directory / name).unlink(missing_ok=True)
-    for name, picture in pictures.items():
-        write_atomic(directory / name, picture)
-    return [directory / name for name in pictures]
+    return pictures | draw_all(PICTURES, evaluated(run), say)
 
 
 def live_page(directory: Path) -> Callable[[Run, str], str]:
     """How the server makes the page anew: pictures only when the evaluation has changed, which is seldom."""
-    drawn: dict[tuple[tuple[str, int, int], ...], dict[str, bytes]] = {}
+    from utils.server import files_version
+
+    drawn: dict[str, dict[str, bytes]] = {}
 
     def page(run: Run, version: str) -> str:
-        state = []
-        for file in sorted((directory / "evaluation").glob("*.json*")):
-            with contextlib.suppress(FileNotFoundError):  # removed since the listing, by --overwrite
-                status = file.stat()
-                state.append((file.name, status.st_mtime_ns, status.st_size))
-        if tuple(state) not in drawn:
+        state = files_version(directory, ("evaluation/*.json*",))
+        if state not in drawn:
             pictures = draw(run)
             drawn.clear()
-            drawn[tuple(state)] = pictures
-        return render_report(run, version, contents_of(run, drawn[tuple(state)]))
+            drawn[state] = pictures
+        return render_report(run, version, contents_of(run, drawn[state]))
 
     return page
