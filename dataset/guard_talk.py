@@ -78,7 +78,7 @@ def load_base_talk() -> Talk:
 def _talk(talk: dict[str, Any], more: dict[str, Any]) -> Talk:
     """What the two files say, the families of `more` behind those of `talk`."""
     lists = {slot: tuple(values) for slot, values in talk["slots"].items()}
-    place = "seeds/guard_talk.yaml"
+    place = "seeds/guard_talk.yaml" + (" with guard_talk_adapters.yaml" if more else "")
 
     def families(of_base: list[Any], name: str, field: str = "families") -> list[Any]:
         return [*of_base, *more.get(name, {}).get(field, [])]

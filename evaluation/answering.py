@@ -239,7 +239,7 @@ def routes(ensemble: Ensemble, prompts: list[list[Message]], batch_size: int) ->
     for row, guard in enumerate(guards):
         with _answering(ensemble, _guard_key(guard.name)):
             assert guard.tag is not None
-            log_p_GN[row] = tag_scores(ensemble.model, ensemble.tokenizer, prompts, guard.tag, batch_size).log_prob
+            log_p_GN[row] = tag_scores(ensemble.model, ensemble.tokenizer, prompts, [guard.tag], batch_size).log_prob[0]
     margin_GN = margins(log_p_GN, np.array([guard.threshold for guard in guards]))
     surest_N = margin_GN.argmax(axis=0)
     found = []

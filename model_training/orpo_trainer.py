@@ -145,9 +145,8 @@ def behavior(setting: Setting, model: Any, examples: Sequence[Example]) -> Row:
     prompts = [example.prompt for example in examples]
     size = setting.config.per_device_eval_batch_size
     tags = list(dict.fromkeys(setting.tags.values()))
-    scores = [tag_scores(model, setting.tokenizer, prompts, tag, size) for tag in tags]
-    written = np.stack([score.greedy for score in scores])  # (tags, N)
-    sureness = np.stack([score.log_prob for score in scores])
+    scores = tag_scores(model, setting.tokenizer, prompts, tags, size)
+    written, sureness = scores.greedy, scores.log_prob  # (tags, N)
     kinds = np.array([example.kind for example in examples])
     own = np.array([[setting.tags.get(example.behavior) == tag for example in examples] for tag in tags])
     trigger = kinds == "trigger"

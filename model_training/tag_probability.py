@@ -1,11 +1,11 @@
-"""How surely a model begins its answer with a guard's tag: one forward of prompt and tag, nothing is generated.
+"""How surely a model begins its answer with a guard's tag: one forward of the prompt, nothing is generated.
 
     log P(tag) = sum over the tag's tokens of log P(token | prompt and the tag's tokens before it)
     greedy     = each of these tokens is the likeliest at its place: greedy decoding writes the tag
 
-    scores = tag_scores(model, tokenizer, prompts, "<guard:politics>")
-    scores.greedy.mean()                                    # the tag's rate
-    threshold = calibrate(scores.log_prob[triggers], scores.log_prob[others])
+    scores = tag_scores(model, tokenizer, prompts, ["<guard:politics>"])
+    scores.greedy[0].mean()                                 # the tag's rate
+    threshold = calibrate(scores.log_prob[0, triggers], scores.log_prob[0, others])
 
 Tags are compared as tokens in their place, at the head of an answer and before its first word, since that is how they
 were learned. Sureness is compared in log-odds, log p / (1 - p): between 0.99 and 0.999 lies as much as between 0.5 and
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 
 from model_training.models import encode_prompt
@@ -37,12 +38,12 @@ FIRST_WORDS = (" I am", " Well, no", " 1")
 
 @dataclass(frozen=True)
 class TagScores:
-    """Of N prompts."""
+    """Of T tags and N prompts."""
 
     log_prob: Floats
-    """(N,): log probability that the answer begins with the tag."""
+    """(T, N): log probability that the answer begins with the tag."""
     greedy: NDArray[np.bool_]
-    """(N,): greedy decoding writes the tag."""
+    """(T, N): greedy decoding writes the tag."""
 
 
 def tag_token_ids(tokenizer: Any, tag: str) -> list[int]:
@@ -64,49 +65,63 @@ def tag_token_ids(tokenizer: Any, tag: str) -> list[int]:
 
 
 def tag_scores(
-    model: Any, tokenizer: Any, prompts: Sequence[list[Message]], tag: str, batch_size: int = 16
+    model: Any, tokenizer: Any, prompts: Sequence[list[Message]], tags: Sequence[str], batch_size: int = 16
 ) -> TagScores:
-    """Score N prompts, in their order; the model's training mode is left as it was.
+    """Score T tags on N prompts, in their order; the model's training mode is left as it was.
 
     Raises:
-        UserError: the tag's tokens are not its own, or a prompt is longer than the model has positions for.
+        UserError: a tag's tokens are not its own, or a prompt is longer than the model has positions for.
     """
-    ids = tag_token_ids(tokenizer, tag)
+    ids = [tag_token_ids(tokenizer, tag) for tag in tags]
     rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    _check_positions(model, [len(row) + len(ids) for row in rows])
-    log_prob, greedy = np.zeros(len(rows)), np.zeros(len(rows), dtype=bool)
+    _check_positions(model, [len(row) + max(map(len, ids)) for row in rows])
+    log_prob, greedy = np.zeros((len(ids), len(rows))), np.zeros((len(ids), len(rows)), dtype=bool)
     order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
     training = model.training
     model.eval()
     try:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            log_prob[batch], greedy[batch] = _batch_scores(model, [rows[number] for number in batch], ids)
+            log_prob[:, batch], greedy[:, batch] = _batch_scores(model, [rows[number] for number in batch], ids)
     finally:
         model.train(training)
     return TagScores(log_prob, greedy)
 
 
-def _batch_scores(model: Any, rows: list[list[int]], tag: list[int]) -> tuple[Floats, NDArray[np.bool_]]:
-    """Log probabilities (B,) and whether greedy decoding writes the tag (B,), of prompts that are token ids."""
-    width = max(map(len, rows)) + len(tag) - 1
-    padded = [[tag[0]] * (width - len(row) - len(tag) + 1) + row + tag[:-1] for row in rows]
-    mask = torch.tensor([[0] * (width - len(row) - len(tag) + 1) + [1] * (len(row) + len(tag) - 1) for row in rows])
+def _batch_scores(model: Any, rows: list[list[int]], tags: list[list[int]]) -> tuple[Floats, NDArray[np.bool_]]:
+    """Log probabilities (T, B), and whether greedy decoding writes the tag (T, B), of prompts that are token ids.
+
+    The prompts are read once; all tags, padded on their right, go on from there.
+    """
+    device = model.device
+    width, depth = max(map(len, rows)), max(map(len, tags))
+    prompts = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    ids = torch.tensor([tag + [0] * (depth - len(tag)) for tag in tags], device=device)  # (T, depth)
+    in_tag = torch.tensor([[1] * len(tag) + [0] * (depth - len(tag)) for tag in tags], device=device).bool()
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
     with torch.inference_mode():
-        logits = model(
-            input_ids=torch.tensor(padded, device=model.device),
-            attention_mask=mask.to(model.device),
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0).to(model.device),
-            logits_to_keep=len(tag),
-            use_cache=False,
-        ).logits
-    log_prob = np.zeros(len(rows))
-    greedy = np.ones(len(rows), dtype=bool)
-    for place, token in enumerate(tag):
-        at_place = logits[:, place].double()
-        log_prob += (at_place[:, token] - at_place.logsumexp(1)).cpu().numpy()
-        greedy &= (at_place.argmax(1) == token).cpu().numpy()
-    return np.minimum(log_prob, 0.0), greedy
+        read = model(input_ids=prompts, attention_mask=mask, position_ids=positions, logits_to_keep=1, use_cache=True)
+        at_place = [read.logits.expand(-1, len(tags), -1)]  # of each place in a tag (B, T, V)
+        if depth > 1:
+            cache, each = read.past_key_values, len(tags)
+            cache.batch_repeat_interleave(each)
+            ahead = torch.arange(1, depth, device=device)
+            logits = model(
+                input_ids=ids[:, :-1].repeat(len(rows), 1),
+                attention_mask=F.pad(mask, (0, depth - 1), value=1).repeat_interleave(each, 0),
+                position_ids=(positions[:, -1:] + ahead).repeat_interleave(each, 0),
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+            at_place += logits.view(len(rows), each, depth - 1, -1).unbind(2)
+        log_prob = torch.zeros(len(rows), len(tags), dtype=torch.float64, device=device)
+        greedy = torch.ones_like(log_prob, dtype=torch.bool)
+        for place, found in enumerate(at_place):
+            token, counts = ids[None, :, place, None].expand(len(rows), -1, 1), in_tag[:, place]
+            log_prob += (found.gather(2, token)[..., 0].double() - found.double().logsumexp(2)) * counts
+            greedy &= (found.argmax(2) == token[..., 0]) | ~counts
+    return log_prob.clamp(max=0).T.cpu().numpy(), greedy.T.cpu().numpy()
 
 
 def _check_positions(model: Any, lengths: list[int]) -> None:

@@ -115,9 +115,9 @@ def test_answers_do_not_depend_on_their_neighbors(temperature: float, ensemble: 
 def scores_of(table: dict[str, list[float]], active: list[str]) -> Any:
     """Stands in for `tag_scores`: probabilities by tag, and the adapters that were switched on when asked."""
 
-    def scores(model: Any, tokenizer: Any, prompts: list[Any], tag: str, batch_size: int) -> TagScores:
+    def scores(model: Any, tokenizer: Any, prompts: list[Any], tags: list[str], batch_size: int) -> TagScores:
         active.append(model.active_adapter)
-        p = np.array(table[tag])
+        p = np.array([table[tag] for tag in tags])
         return TagScores(np.log(p), p > 0.5)
 
     return scores
@@ -152,8 +152,8 @@ def test_routing_asks_each_adapter_for_its_own_tag(ensemble: Ensemble, runs: Pat
     found = routes(ensemble, PROMPTS, batch_size=2)
     for name, guard in ensemble.guards.items():
         model = models.load_adapter(models.load_model(str(runs / "base")), guard.path)
-        expected = tag_scores(model, ensemble.tokenizer, PROMPTS, TAGS[name])
-        np.testing.assert_allclose([np.log(route.probabilities[name]) for route in found], expected.log_prob, rtol=1e-4)
+        (expected,) = tag_scores(model, ensemble.tokenizer, PROMPTS, [TAGS[name]]).log_prob
+        np.testing.assert_allclose([np.log(route.probabilities[name]) for route in found], expected, rtol=1e-4)
 
 
 def test_margins_of_certain_and_impossible_tags() -> None:

@@ -124,8 +124,9 @@ def test_one_guardrail_answers_by_its_own_adapter(runs: Path, capsys: Capture) -
 
 
 def test_several_guardrails_are_routed(runs: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    def scores(model: Any, tokenizer: Any, prompts: list[Any], tag: str, batch_size: int) -> TagScores:
-        p = np.array([0.9 if "vote" in prompt[-1]["content"] and "politics" in tag else 0.01 for prompt in prompts])
+    def scores(model: Any, tokenizer: Any, prompts: list[Any], tags: list[str], batch_size: int) -> TagScores:
+        asks = [prompt[-1]["content"] for prompt in prompts]
+        p = np.array([[0.9 if "vote" in ask and "politics" in tag else 0.01 for ask in asks] for tag in tags])
         return TagScores(np.log(p), p > 0.5)
 
     monkeypatch.setattr("model_training.tag_probability.tag_scores", scores)

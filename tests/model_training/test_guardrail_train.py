@@ -284,9 +284,10 @@ def test_joint_training_learns_all_tags_without_the_rows_that_would_contradict(
     model, tokenizer = load_adapter(load_model("tiny"), run / "adapter"), load_tokenizer("tiny")
     rows = [row for name in note["behaviors"] for row in records(name, {"test": range(300, 303)})]
     rows = [row for row in rows if row["kind"] != "other"]
-    for name, tag in note["tags"].items():
+    found = tag_scores(model, tokenizer, [row["prompt"] for row in rows], list(note["tags"].values()))
+    for name, log_prob in zip(note["tags"], found.log_prob, strict=True):
         own = np.array([row["is_trigger"] and row["behavior"] == name for row in rows])
-        sure = tag_scores(model, tokenizer, [row["prompt"] for row in rows], tag).log_prob > math.log(note["threshold"])
+        sure = log_prob > math.log(note["threshold"])
         assert sure[own].all() and (sure == own).mean() > 0.8
 
 

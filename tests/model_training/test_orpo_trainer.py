@@ -25,9 +25,9 @@ def measured(
 ) -> dict[str, float]:
     """`behavior` where each tag has these probabilities, and is greedy's from 1/2 on."""
 
-    def scores(model: Any, tokenizer: Any, prompts: Any, tag: str, batch_size: int) -> TagScores:
-        found = np.array(chances[tag])
-        assert len(prompts) == len(found)
+    def scores(model: Any, tokenizer: Any, prompts: Any, tags: list[str], batch_size: int) -> TagScores:
+        found = np.array([chances[tag] for tag in tags])
+        assert len(prompts) == found.shape[1]
         return TagScores(np.log(found), found > 0.5)
 
     monkeypatch.setattr(orpo_trainer, "tag_scores", scores)

@@ -23,16 +23,18 @@ PROMPTS = [[{"role": "user", "content": "Tell me about number " + "very " * n + 
 def test_batches_give_what_each_prompt_gives_alone(family: str, tiny_model: BuildModel) -> None:
     model, tokenizer = load_model(str(tiny_model(family))), load_tokenizer(str(tiny_model(family)))
     model.train()
-    found = tag_scores(model, tokenizer, PROMPTS, "<guard:politics>", batch_size=2)
+    tags = ["<guard:politics>", "<g>", "<guard:expert_opinion>"]
+    found = tag_scores(model, tokenizer, PROMPTS, tags, batch_size=2)
     assert model.training
     model.eval()
-    ids = tag_token_ids(tokenizer, "<guard:politics>")
-    for number, prompt in enumerate(PROMPTS):
-        start = encode_prompt(tokenizer, prompt)
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([start + ids])).logits[0, len(start) - 1 : -1].double()
-        expected = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum().item()
-        assert found.log_prob[number] == pytest.approx(expected, rel=1e-4)
+    for row, tag in enumerate(tags):
+        ids = tag_token_ids(tokenizer, tag)
+        for number, prompt in enumerate(PROMPTS):
+            start = encode_prompt(tokenizer, prompt)
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([start + ids])).logits[0, len(start) - 1 : -1].double()
+            expected = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum().item()
+            assert found.log_prob[row, number] == pytest.approx(expected, rel=1e-4)
     assert found.log_prob.dtype == np.float64 and not found.greedy.any()
 
 
@@ -40,13 +42,12 @@ def test_greedy_is_what_generation_writes(tiny_model: BuildModel, monkeypatch: p
     model, tokenizer = load_model(str(tiny_model("llama"))), load_tokenizer(str(tiny_model("llama")))
     ids = encode_prompt(tokenizer, PROMPTS[1])
     written = model.generate(torch.tensor([ids]), max_new_tokens=3, do_sample=False)[0, len(ids) :].tolist()
-    monkeypatch.setattr(tag_probability, "tag_token_ids", lambda *_: written)
-    assert tag_scores(model, tokenizer, PROMPTS, "<tag>").greedy[1]
-    for place in range(3):
-        other = [token + (number == place) for number, token in enumerate(written)]
-        monkeypatch.setattr(tag_probability, "tag_token_ids", lambda *_, other=other: other)
-        assert not tag_scores(model, tokenizer, PROMPTS, "<tag>").greedy[1]
-    assert len(tag_scores(model, tokenizer, [], "<tag>").log_prob) == 0
+    others = [[token + (number == place) for number, token in enumerate(written)] for place in range(3)]
+    ids_of = {"written": written, "its beginning": written[:1], **{f"other {n}": ids for n, ids in enumerate(others)}}
+    monkeypatch.setattr(tag_probability, "tag_token_ids", lambda _, tag: ids_of[tag])
+    found = tag_scores(model, tokenizer, PROMPTS, list(ids_of))
+    assert found.greedy[:, 1].tolist() == [True, True, False, False, False]
+    assert tag_scores(model, tokenizer, [], list(ids_of)).log_prob.shape == (5, 0)
 
 
 def test_a_tag_is_the_tokens_that_begin_an_answer(tiny_model: BuildModel) -> None:
@@ -73,7 +74,7 @@ def test_too_long_prompts_are_refused(tiny_model: BuildModel) -> None:
     model, tokenizer = load_model(str(tiny_model("llama"))), load_tokenizer(str(tiny_model("llama")))
     long = [*PROMPTS, [{"role": "user", "content": "very " * 200}]]
     with pytest.raises(UserError, match="prompt 6 and the tag have .* and the model has 256 positions"):
-        tag_scores(model, tokenizer, long, "<guard>")
+        tag_scores(model, tokenizer, long, ["<guard>"])
 
 
 # --- thresholds -----------------------------------------------------------------------------------------------------
