@@ -28,7 +28,7 @@ from utils.errors import UserError
 Message = dict[str, str]
 Record = dict[str, Any]
 
-PARTS = {"trigger": 12, "natural": 17, "hard": 7, "other": 14}
+PARTS = {"trigger": 11, "natural": 17, "hard": 10, "other": 12}
 """Proportions of the kinds; natural rows are at least a third of all."""
 KINDS = tuple(PARTS)
 HARD_OF_NATURAL = 0.3

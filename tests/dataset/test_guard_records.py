@@ -38,7 +38,7 @@ def test_samples_are_triggers_and_a_tenth_of_them_validates() -> None:
     assert split_sizes(10, 1) == {"train": 9, "validation": 1, "test": 1}
     counts = Counter((row["split"], row["kind"]) for row in records("meeting", "vary_all", 200, 60))
     assert [counts[split, "trigger"] for split in ("train", "validation", "test")] == [180, 20, 60]
-    assert (counts["train", "natural"], counts["train", "hard"], counts["train", "other"]) == (255, 105, 210)
+    assert (counts["train", "natural"], counts["train", "hard"], counts["train", "other"]) == (279, 164, 196)
 
 
 def test_any_writer_will_do_and_tags_are_put_here() -> None:

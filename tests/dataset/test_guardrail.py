@@ -71,7 +71,7 @@ def test_each_behavior_and_variation_is_a_file_that_loads(tmp_path: Path, capsys
         }
         assert f"politics.{variation}.jsonl: {len(rows)} records" in said
     assert len(list((tmp_path / "data").iterdir())) == 6
-    assert "train: 75 records: 18 trigger, 26 natural, 10 hard, 21 other" in said
+    assert "train: 82 records: 18 trigger, 28 natural, 16 hard, 20 other" in said
     assert "shared between splits: 0 wording families, 0 characters" in said
     assert "shared between splits: 0 wording families, the one character" in said
     assert "duplicates avoided: " in said
@@ -113,7 +113,7 @@ def test_overwrite_replaces_and_resume_makes_what_is_missing(
     capsys.readouterr()
     prepare_data(replace(given, resume=True))
     said = capsys.readouterr().out
-    assert f"{politics}: nothing to do, it is complete" in said and f"{meeting}: 126 records" in said
+    assert f"{politics}: nothing to do, it is complete" in said and f"{meeting}: 138 records" in said
     assert os.stat(politics).st_mtime_ns == before.st_mtime_ns
     assert (meeting.read_bytes(), torn.exists()) == (whole, False)
     with pytest.raises(UserError, match=r"politics.vary_all.jsonl: these options.*make another dataset"):
