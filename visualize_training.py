@@ -75,11 +75,12 @@ def draw(directory: Path, output: Path, mode: str) -> None:
 
 def evaluation_text(evaluation: dict[str, object]) -> str:
     """Metrics down, models across, each value with its 95 % interval and n."""
+    from evaluation.tables import table
     from utils.formatting import interval, metric_value
     from utils.series import is_count
     from utils.tables import Cell, evaluation_table
 
-    table = evaluation_table(evaluation)
+    found = evaluation_table(evaluation)
 
     def shown(metric: str, cell: Cell | None) -> str:
         if cell is None:
@@ -88,12 +89,8 @@ def evaluation_text(evaluation: dict[str, object]) -> str:
             return f"{metric_value(metric, cell.value)} of {cell.n}"
         return f"{metric_value(metric, cell.value)} ({interval(metric, cell)}, n {cell.n})"
 
-    lines = [["metric", *table.columns]]
-    lines += [[metric, *(shown(metric, cell) for cell in cells)] for metric, cells in table.rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    rows = [(metric, [shown(metric, cell) for cell in cells]) for metric, cells in found.rows]
+    return table("metric", found.columns, rows)
 
 
 if __name__ == "__main__":

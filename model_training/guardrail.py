@@ -182,9 +182,9 @@ def _encoded(tokenizer: Any, plan: Plan) -> tuple[list[Example], list[Example]]:
 
 
 def steps_of(config: TrainGuardrailConfig, training: list[Example]) -> int:
-    """Optimizer steps of the whole training."""
+    """Optimizer steps of the whole training. A joint adapter has as many for each of its guardrails as a single one."""
     in_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    return config.max_steps or math.ceil(config.num_train_epochs * len(training) / in_step)
+    return config.max_steps * len(config.behavior) or math.ceil(config.num_train_epochs * len(training) / in_step)
 
 
 def intervals(config: TrainGuardrailConfig, steps: int) -> tuple[int, int]:

@@ -95,7 +95,7 @@ class TrainGuardrailConfig(GuardrailOptions, OutputOptions):
     num_train_epochs: float = 10.0
     """Passes over the training records."""
     max_steps: int = 0
-    """Optimizer steps in place of --num_train_epochs; 0 counts epochs."""
+    """Optimizer steps for each guardrail of an adapter, in place of --num_train_epochs; 0 counts epochs."""
     learning_rate: float = 2e-4
     """Peak learning rate."""
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"

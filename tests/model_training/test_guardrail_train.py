@@ -267,7 +267,7 @@ def test_joint_training_learns_all_tags_without_the_rows_that_would_contradict(
     root: Path, tiny_model: BuildModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {"behavior": ["politics", "expert_opinion"], "joint": True, "learning_rate": 8e-3, "nll": "answer"}
-    config = small(root, tiny_model("llama"), **options, r=8, max_steps=36, eval_steps=18, early_stopping_patience=0)
+    config = small(root, tiny_model("llama"), **options, r=8, max_steps=18, eval_steps=18, early_stopping_patience=0)
     config.per_device_train_batch_size = 5
     config.model_name = "tiny"  # a random model would take hundreds of steps
     train(config)
@@ -280,7 +280,9 @@ def test_joint_training_learns_all_tags_without_the_rows_that_would_contradict(
     assert note["behavior"] == "joint" and note["behaviors"] == ["politics", "expert_opinion"]
     assert note["tags"] == {name: TAGS[name] for name in note["behaviors"]}
     assert note["validation"]["tag_recall"] > 0.8 and note["validation"]["tag_fpr_other"] < 0.2
-    assert min(row["tag_recall"] for row in read_metrics(run) if row["split"] == "eval") < 0.8
+    evaluations = [row for row in read_metrics(run) if row["split"] == "eval"]
+    assert [row["step"] for row in evaluations] == [18, 36], "18 for each guardrail"
+    assert evaluations[0]["tag_recall"] < 0.8
     model, tokenizer = load_adapter(load_model("tiny"), run / "adapter"), load_tokenizer("tiny")
     rows = [row for name in note["behaviors"] for row in records(name, {"test": range(300, 303)})]
     rows = [row for row in rows if row["kind"] != "other"]
