@@ -1,4 +1,17 @@
-"""The two ways a command fails on purpose; anything else is a bug and shows its traceback."""
+"""The two ways a command fails on purpose; anything else is a bug and shows its traceback.
+
+`exit_code` runs a command of the project, whichever program it belongs to, and turns its end into a line and a code:
+
+    0 done; 1 the work failed; 2 wrong usage or bad input; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -7,3 +20,31 @@ class UserError(Exception):
 
 class WorkError(Exception):
     """The work itself failed (disk full, training diverged). One line. Exit code 1."""
+
+
+def exit_code(command: Callable[[], None], debug: bool = False) -> int:
+    """Run a command; an error is one line on stderr, with `debug` after its traceback."""
+    try:
+        command()
+        sys.stdout.flush()
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {reason(error)}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+
+
+def reason(error: Exception) -> str:
+    """One line for any error; what is no error of ours is named by its type, for --debug to show more."""
+    if isinstance(error, (UserError, WorkError)):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return f"cannot write {error.filename or 'a file'}: {error.strerror}; free space or write elsewhere"
+    lines = str(error).strip().splitlines()
+    return f"{': '.join([type(error).__name__, *lines[:1]])} (--debug shows the traceback)"
