@@ -1,11 +1,13 @@
 """Dataset files of the guardrail task: one file for each guardrail and variation, made whole or not at all.
 
     python main.py --task guardrail --mode prepare_data --behavior all --dataset_variation vary_all --n_samples 250
+    python main.py --task guardrail --mode prepare_data --behavior all --teacher openai:gpt-5-mini --n_samples 250
 
 `--n_samples` counts the triggers of each file to learn from (a tenth of them validates), `--test_samples` those of its
 test split; negatives come beside (`dataset.guard_records` says which, and how many). For `--behavior natural` both
 count rows. The micro-world writes the records, and its rules judge every one before it is saved: the chosen answer is
-good, the rejected one is not, and no negative asks for a trigger.
+good, the rejected one is not, and no negative asks for a trigger. With `--teacher`, a model behind an API writes them
+(`dataset.guard_teacher`), of guardrails without `talk`, too.
 
 Records of your own stand in DATASET_PATH/BEHAVIOR.VARIATION.jsonl, one JSON object a line:
 
@@ -63,6 +65,13 @@ def prepare_data(config: PrepareGuardrailConfig) -> None:
     if config.overwrite and config.resume:
         raise UserError("--overwrite and --resume exclude each other: start afresh, or continue")
     targets = [(behavior, variation) for behavior in behaviors for variation in variations]
+    if config.teacher is not None:
+        from dataset.guard_teacher import prepare_by_teacher
+
+        prepare_by_teacher(config, guards, targets)
+        return
+    if config.dry_run:
+        raise UserError("--dry_run shows what a teacher would be asked: give --teacher; the micro-world asks nobody")
     composed = [target for target in targets if target[0] == NATURAL or guards[target[0]].talk is not None]
     for behavior, variation in composed:
         check_target(dataset_file(config.dataset_path, behavior, variation), config.overwrite or config.resume)
@@ -107,7 +116,7 @@ def split_of(group: str) -> str:
     return "train" if drawn < SHARES["train"] else "validation" if drawn < 1 - SHARES["test"] else "test"
 
 
-def summary(records: list[Record], duplicates: int) -> list[str]:
+def summary(records: list[Record]) -> list[str]:
     """Lines that say how many records are of each split and kind, and what two splits share: nothing."""
     lines = []
     for split in SPLITS:
@@ -121,7 +130,6 @@ def summary(records: list[Record], duplicates: int) -> list[str]:
     return [
         *lines,
         f"  shared between splits: {families} wording families, {people}",
-        f"  duplicates avoided: {duplicates}",
     ]
 
 
@@ -144,7 +152,8 @@ def _prepare(config: PrepareGuardrailConfig, guards: Guardrails, behavior: str, 
             return
         validate = record_validator(guards, behavior, variation)
     save_records(path, records, overwrite=config.overwrite, validate=validate)
-    print("\n".join([f"{path}: {count_of(len(records), 'record')}", *summary(records, duplicates)]))
+    print("\n".join([f"{path}: {count_of(len(records), 'record')}", *summary(records)]))
+    print(f"  duplicates avoided: {duplicates}")
 
 
 def _check_truth(guards: Guardrails, record: Record) -> None:
@@ -172,7 +181,7 @@ def _check_own(dataset_path: str | Path, behavior: str, variation: str, guards: 
     if not path.exists():
         raise UserError(
             f"guardrail {behavior} has no `talk`, so the micro-world cannot compose its records: add `talk` to its "
-            f"entry (families, refuse, steer, cheers, hard), or put records of your own at {path}"
+            f"entry (families, refuse, steer, cheers, hard), name a --teacher, or put records of your own at {path}"
         )
     records = load_behavior(dataset_path, behavior, variation, guards)
     print(f"{path}: {count_of(len(records), 'record')} of your own, valid, kept as they are")
@@ -180,7 +189,10 @@ def _check_own(dataset_path: str | Path, behavior: str, variation: str, guards: 
 
 def _way_to(path: Path, behavior: str, variation: str, guards: Guardrails) -> str:
     if behavior in guards and guards[behavior].talk is None:
-        return f"guardrail {behavior} has no `talk`: put records of your own there, or add `talk` to its entry"
+        return (
+            f"guardrail {behavior} has no `talk`: put records of your own there, have a --teacher write them, or add "
+            "`talk` to its entry"
+        )
     return (
         f"make it: python main.py --task guardrail --mode prepare_data --behavior {behavior} "
         f"--dataset_variation {variation} --dataset_path {path.parent}"
