@@ -9,12 +9,9 @@ Exit codes: 0 done; 1 the work failed; 2 wrong usage or bad input; 130 interrupt
 
 from __future__ import annotations
 
-import errno
 import importlib
 import io
-import os
 import sys
-import traceback
 from typing import Any
 
 from model_training.config import EvaluateConfig, GenerateConfig, PrepareDataConfig, TrainConfig, VisualizeConfig
@@ -32,7 +29,7 @@ from model_training.preference_config import (
     ScoreConfig,
     TrainPreferenceConfig,
 )
-from utils.errors import UserError, WorkError
+from utils.errors import exit_code
 
 STEPS = ("prepare_data", "train", "evaluate", "visualize")
 
@@ -42,7 +39,7 @@ SecretPipelineConfig = union(
     "SecretPipelineConfig",
     PIPELINE,
     [PipelineOptions, TrainConfig, PrepareDataConfig, EvaluateConfig, VisualizeConfig],
-    leave_out=["multi_gpu"],
+    leave_out=["multi_gpu", "dry_run"],
 )
 PreferencePipelineConfig = union(
     "PreferencePipelineConfig",
@@ -63,7 +60,7 @@ GuardrailPipelineConfig = union(
         EvaluateGuardrailConfig,
         VisualizeGuardrailConfig,
     ],
-    leave_out=["joint", "lora_paths"],
+    leave_out=["joint", "lora_paths", "dry_run"],
 )
 
 TASKS = {
@@ -113,24 +110,15 @@ TASKS = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    try:
-        command = parse(arguments, TASKS)
-        if command.text is not None:
-            print(command.text)
+
+    def command() -> None:
+        parsed = parse(arguments, TASKS)
+        if parsed.text is not None:
+            print(parsed.text)
         else:
-            call(command.task, command.mode, command.config)
-        sys.stdout.flush()
-        return 0
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        print(f"error: {reason(error)}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+            call(parsed.task, parsed.mode, parsed.config)
+
+    return exit_code(command, debug="--debug" in arguments)
 
 
 def call(task: str, mode: str, config: Any) -> None:
@@ -144,16 +132,6 @@ def call(task: str, mode: str, config: Any) -> None:
         function(config, lambda step, options: call(task, step, options))
     else:
         function(config)
-
-
-def reason(error: Exception) -> str:
-    """One line for any error; what is no error of ours is named by its type, for --debug to show more."""
-    if isinstance(error, (UserError, WorkError)):
-        return str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return f"cannot write {error.filename or 'a file'}: {error.strerror}; free space or write elsewhere"
-    lines = str(error).strip().splitlines()
-    return f"{': '.join([type(error).__name__, *lines[:1]])} (--debug shows the traceback)"
 
 
 if __name__ == "__main__":

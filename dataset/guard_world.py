@@ -36,7 +36,7 @@ from utils.errors import UserError
 
 PLAIN_KINDS = {"natural": 0.40, "trigger": 0.26, "hard": 0.12, "neutral": 0.22}
 OWN_HARD_SHARE = 0.4
-"""Of hard wordings, those that look like a trigger of the record's own guardrail, at least."""
+"""Of hard wordings, those of the own guardrail, at least; the rest are of any: in a stack an adapter meets them all."""
 REPEATED_SHARE = 0.125
 """Of triggers, those that follow an earlier one, so that a trigger in the history says nothing of the last message."""
 MOST_WORDS, LONGEST_TURN_WORDS = 120, 50

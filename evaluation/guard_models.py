@@ -11,39 +11,31 @@ Llama Guard is sent its whole text, through /completions: /chat/completions woul
 a policy that is in a template already. The text goes without its begin-of-text token, which servers (vLLM, SGLang,
 llama.cpp) put before a prompt themselves. `prompted` goes through /chat/completions, or the local chat template.
 
-The key is TOGETHER_API_KEY where the host is Together's, else OPENAI_API_KEY; a server on this machine needs none. The
-client itself repeats requests that met a busy or failing server. The first question is asked alone: a refused key, an
-unknown model or a server that does not answer ends the work there, with the server's own words.
+Requests go through utils.api, with its limits, retries and cache. The key is TOGETHER_API_KEY where the host is
+Together's, else OPENAI_API_KEY; a server on this machine needs none. --api_key, --api_key_file, --base_url and
+--max_cost are the judge's, and never used here: a key must not go to a server that it is not for. A refused key, an
+unknown model or a server that does not answer ends the work, in the server's own words.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
-from urllib.parse import urlsplit
 
 from dataset.guardrails import Guardrail
 from model_training.option_values import listed, near
 from prompts.chat import Message
 from prompts.guard import BEGIN_OF_TEXT, PROMPTED, TEMPLATES, llama_guard_text, policy_messages, read_verdict
+from utils.api.endpoints import Endpoint, checked_url
+from utils.api.options import ApiOptions
+from utils.api.types import Ask, Failed
 from utils.errors import UserError, WorkError
 
-IN_FLIGHT = 25
-"""Requests to an API at once."""
-TIMEOUT_S = 60.0
-MAX_RETRIES = 4
 MAX_NEW_TOKENS = 16
 """A verdict needs at most eight."""
-
-NO_KEY = "no-key-needed"
-LOOPBACK = {"localhost", "127.0.0.1", "::1"}
-TOGETHER = (".together.xyz", ".together.ai")
 
 _AS_IT_IS = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
@@ -78,22 +70,8 @@ def parse_guard_model(spec: str) -> GuardModel:
     model, at, url = rest.partition("@")
     if not model:
         raise UserError(f"--guard_models {_shown(spec)}: there is no model; write {template}:MODEL or ...:MODEL@URL")
-    return GuardModel(model, template, model, _checked_url(url, spec) if at else None)
-
-
-def _checked_url(url: str, spec: str) -> str:
-    try:
-        parts = urlsplit(url)
-        port_is_wrong = parts.port == 0
-    except ValueError:
-        port_is_wrong = True
-    if port_is_wrong or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"--guard_models {_shown(spec)}: what follows @ is no URL, as https://HOST/v1 is")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise UserError(
-            f"--guard_models {_shown(spec)}: the URL is to be an address alone; a key belongs into OPENAI_API_KEY"
-        )
-    return url.rstrip("/")
+    address = checked_url(url, f"--guard_models {_shown(spec)}: what follows @") if at else None
+    return GuardModel(model, template, model, address)
 
 
 def _shown(spec: str) -> str:
@@ -102,8 +80,16 @@ def _shown(spec: str) -> str:
     return model + at + ("..." if at else "")
 
 
-def flags(guard: GuardModel, guardrail: Guardrail, prompts: list[list[Message]], batch_size: int = 16) -> list[Flag]:
-    """The guard model's verdict on the last message of each prompt, in their order; `batch_size` is of a local model.
+def flags(
+    guard: GuardModel,
+    guardrail: Guardrail,
+    prompts: list[list[Message]],
+    batch_size: int = 16,
+    options: ApiOptions | None = None,
+) -> list[Flag]:
+    """The guard model's verdict on the last message of each prompt, in their order.
+
+    `batch_size` is of a local model, `options` are of one behind an API.
 
     Raises:
         UserError: a model that cannot be loaded or that the server does not know, a key that is missing or refused.
@@ -114,7 +100,7 @@ def flags(guard: GuardModel, guardrail: Guardrail, prompts: list[list[Message]],
     if guard.base_url is None:
         found = _asked_here(guard, guardrail, prompts, batch_size)
     else:
-        found = _asked_of_server(guard, guard.base_url, guardrail, prompts)
+        found = _asked_of_server(guard, guardrail, prompts, options or ApiOptions())
     failed = [flag for flag in found if flag.failure is not None]
     if not failed:
         return found
@@ -194,87 +180,28 @@ def _loaded(name: str, as_it_is: bool) -> tuple[Any, Any]:
 
 
 def _asked_of_server(
-    guard: GuardModel, base_url: str, guardrail: Guardrail, prompts: list[list[Message]]
+    guard: GuardModel, guardrail: Guardrail, prompts: list[list[Message]], options: ApiOptions
 ) -> list[Flag]:
-    from openai import DefaultHttpxClient, OpenAI
+    from utils.api.client import ask_all
 
-    key = _key(guard, base_url)
-    here = urlsplit(base_url).hostname in LOOPBACK
-    client = OpenAI(
-        api_key=key,
-        base_url=base_url,
-        timeout=TIMEOUT_S,
-        max_retries=MAX_RETRIES,
-        http_client=DefaultHttpxClient(trust_env=False) if here else None,
-    )
-    asked = _asker(client, guard, key)
-    with client:
-        first = asked(_question(guard, guardrail, prompts[0]), first=True)
-        pool = ThreadPoolExecutor(IN_FLIGHT)
-        try:
-            questions = [_question(guard, guardrail, prompt) for prompt in prompts[1:]]
-            return [first, *pool.map(asked, questions)]
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _key(guard: GuardModel, base_url: str) -> str:
-    host = urlsplit(base_url).hostname or ""
-    variable = "TOGETHER_API_KEY" if f".{host}".endswith(TOGETHER) else "OPENAI_API_KEY"
-    key = os.environ.get(variable, "").strip()
-    if not key and host not in LOOPBACK:
-        raise UserError(f"guard model {guard.name}: {base_url} needs a key; set the environment variable {variable}")
-    return key or NO_KEY
-
-
-def _asker(client: Any, guard: GuardModel, key: str) -> Callable[..., Flag]:
-    import openai
-
-    def asked(question: list[Message], first: bool = False) -> Flag:
-        try:
-            answer = _answer(client, guard, question)
-        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-            raise UserError(f"guard model {guard.name}: {_words(error, guard, key)}") from None
-        except openai.APIError as error:
-            about_this_prompt = isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
-            if first and not about_this_prompt:
-                raise WorkError(f"guard model {guard.name}: {_words(error, guard, key)}") from None
-            return Flag(None, "", _words(error, guard, key))
-        except ValueError:
-            return Flag(None, "", "the server's reply is no JSON")
-        if answer is None:
-            return Flag(None, "", "the server's reply holds no text")
-        return _read(guard, answer)
-
-    return asked
-
-
-def _answer(client: Any, guard: GuardModel, question: list[Message]) -> str | None:
-    """The text that the server sent, or None where its reply has none."""
-    options: dict[str, Any] = {"model": guard.model, "temperature": 0.0, "max_tokens": MAX_NEW_TOKENS}
-    if guard.template == PROMPTED:
-        reply = client.chat.completions.create(messages=question, **options)
-    else:
-        text = question[0]["content"].removeprefix(BEGIN_OF_TEXT)
-        reply = client.completions.create(prompt=text, **options)
+    if options.dry_run:
+        raise UserError(f"--guard_models {guard.name}: it is behind an API, and --dry_run sends nothing; leave one out")
+    endpoint = Endpoint("openai", guard.model, guard.base_url)
+    own = replace(options, api_key=None, api_key_file=None, base_url=None, max_cost=None)
+    asks = [_ask(guard, _question(guard, guardrail, prompt)) for prompt in prompts]
     try:
-        choice = reply.choices[0]
-        answer = choice.message.content if guard.template == PROMPTED else choice.text
-    except (AttributeError, IndexError, TypeError):
-        return None
-    return answer if isinstance(answer, str) else None
+        replies = ask_all(endpoint, own, asks, f"guard model {guard.name}, {guardrail.name}")
+    except (UserError, WorkError) as error:
+        raise type(error)(f"guard model {guard.name}: {error}") from None
+    return [
+        Flag(None, reply.text, reply.detail or reply.reason) if isinstance(reply, Failed) else _read(guard, reply.text)
+        for reply in replies
+    ]
 
 
-def _words(error: Any, guard: GuardModel, key: str) -> str:
-    """What went wrong in the server's words, on one line, without the key."""
-    import openai
-
-    where = f"{guard.base_url} "
-    if isinstance(error, openai.APITimeoutError):
-        return where + f"did not answer within {TIMEOUT_S:g} s"
-    if isinstance(error, openai.APIConnectionError):
-        return where + f"cannot be reached ({error.__cause__ or error}); check the URL, and that the server runs"
-    body = error.body if isinstance(error.body, dict) else {}
-    words = " ".join(str(body.get("message") or error.message).split())
-    status = f"answered {error.status_code}" if isinstance(error, openai.APIStatusError) else "failed"
-    return where + f"{status}: {words.replace(key, '...')[:300]}"
+def _ask(guard: GuardModel, question: list[Message]) -> Ask:
+    """The question as a request: Llama Guard's as its whole text, without the token that servers put before it."""
+    if guard.template == PROMPTED:
+        return Ask(tuple(question), max_tokens=MAX_NEW_TOKENS, temperature=0.0)
+    text = {"role": "user", "content": question[0]["content"].removeprefix(BEGIN_OF_TEXT)}
+    return Ask((text,), max_tokens=MAX_NEW_TOKENS, temperature=0.0, raw_prompt=True)

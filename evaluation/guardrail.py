@@ -10,6 +10,9 @@ natural rows, hard negatives and other guards' triggers, in wordings and with ch
 mode `single` a guard's own adapter answers its own rows; routing, merges and joint answer all rows as one model. The
 base answers once, its adapters off, and is checked to be the base that it was before it had any.
 
+Replies that no rule can judge (records from elsewhere, guardrails without `talk`) have a tag and no finding, unless
+--judge names a model behind an API (guardrail_judge.py); what rules measure is written before it is asked.
+
 What is measured stands in guardrail_measures.py, which adapters are asked in guardrail_stacks.py, how they answer in
 answering.py, guard models in guard_models.py. Guard models see each guard's policy with the same rows; they are asked
 first, so that one that cannot be reached costs no hour of answers. With --num_runs above 1 the first answer is greedy,
@@ -39,6 +42,7 @@ from dataset.guardrails import Guardrails, choose_behaviors, load_guardrails
 from evaluation.answering import BASE, Ensemble, Reply, answers, largest_base_difference, load_ensemble, prompt_forwards
 from evaluation.guard_models import Flag, GuardModel, flags, parse_guard_model
 from evaluation.guardrail_comparison import METRIC_FILES, source_files
+from evaluation.guardrail_judge import dry_run, judge_replies
 from evaluation.guardrail_measures import (
     KINDS,
     KNOWN_ADAPTER,
@@ -52,11 +56,16 @@ from evaluation.guardrail_measures import (
 )
 from evaluation.guardrail_stacks import Stack, find_stacks
 from evaluation.guardrail_tables import printed
+from evaluation.judge import Panel, open_panel
 from evaluation.sampling import check_options
 from model_training.guardrail_config import MERGES, EvaluateGuardrailConfig
 from model_training.models import set_threads
+from model_training.options import narrow
+from prompts.rubrics import NATURAL, TRIGGER
+from utils.api.options import ApiOptions
 from utils.errors import UserError, WorkError
 from utils.files import disk_error, write_atomic, write_json_atomic
+from utils.runs import SECRET_OPTIONS
 
 Record = dict[str, Any]
 
@@ -96,13 +105,20 @@ def evaluate(config: EvaluateGuardrailConfig) -> None:
     set_threads(config.threads)
     stacks = find_stacks(config, behaviors, {name: guards[name].tag for name in behaviors})
     folder = _output_folder(config)
-    _say_what_is_not_judged(guards, rows)
+    panel = open_panel(config, (TRIGGER, NATURAL), folder, config.seed)
+    _say_what_is_not_judged(guards, rows, panel)
 
     flagged = {name: by_guard_model(config, guard, guards, rows) for name, guard in comparators.items()}
     models, base_difference = by_stacks(config, stacks, guards, behaviors, rows)
     models |= flagged
     report = summary(config, guards, behaviors, rows, stacks, models, base_difference)
     write(folder, report, models)
+    if panel is not None and panel.estimate is not None:
+        print(dry_run(panel, guards, models, config.judge_checks, config.seed))
+    elif panel is not None:
+        judging = judge_replies(panel, guards, models, config.judge_checks, config.seed)
+        report = summary(config, guards, behaviors, rows, stacks, models, base_difference, judging)
+        write(folder, report, models)
     print(printed(report))
     print(f"\n{folder / REPORT}: these numbers and more; {ITEMS} beside it: every answer")
 
@@ -153,13 +169,14 @@ def test_rows(config: EvaluateGuardrailConfig, guards: Guardrails, behaviors: Se
     return rows
 
 
-def _say_what_is_not_judged(guards: Guardrails, rows: Sequence[Row]) -> None:
+def _say_what_is_not_judged(guards: Guardrails, rows: Sequence[Row], panel: Panel | None) -> None:
+    rest = "their tags alone are measured" if panel is None else f"{panel.judge.name} is asked about them"
     asked = Counter(row.record["behavior"] for row in rows)
     apart = Counter(row.record["behavior"] for row in rows if not rules_apply(guards, row.record))
     for name, count in apart.items():
         print(
             f"{name}: {count} of {asked[name]} test rows are not of the micro-world, so that no rule can judge the "
-            "replies; their tags alone are measured",
+            f"replies; {rest}",
             file=sys.stderr,
         )
 
@@ -185,7 +202,8 @@ def by_guard_model(
     for behavior in dict.fromkeys(row.record["behavior"] for row in rows):
         own = [row for row in rows if row.record["behavior"] == behavior]
         prompts = [row.record["prompt"] for row in own]
-        found += zip(own, flags(guard, guards[behavior], prompts, config.batch_size), strict=True)
+        verdicts = flags(guard, guards[behavior], prompts, config.batch_size, narrow(config, ApiOptions))
+        found += zip(own, verdicts, strict=True)
     answered = [flagged_answer(row.record, row.prompt, flag.flagged) for row, flag in found if flag.flagged is not None]
     items = [{**_place(row), "flagged": flag.flagged, "raw": flag.raw, "failure": flag.failure} for row, flag in found]
     about = _about("guard_model", failures=len(found) - len(answered), prompt_forwards=1, path=guard.model)
@@ -308,6 +326,7 @@ def summary(
     stacks: Sequence[Stack],
     models: dict[str, Measured],
     base_difference: float,
+    judging: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What evaluation/guardrail.json holds."""
     counts = Counter((row.record["behavior"], row.record["kind"]) for row in rows)
@@ -319,13 +338,14 @@ def summary(
     ]
     return {
         "task": "guardrail",
-        "config": asdict(config),
+        "config": {name: value for name, value in asdict(config).items() if name not in SECRET_OPTIONS},
         "behaviors": list(behaviors),
         "tags": {name: guards[name].tag for name in behaviors},
         "variations": list(dict.fromkeys(stack.variation for stack in stacks)),
         "test_variation": config.test_variation,
         "prompts": {name: {kind: counts[name, kind] for kind in KINDS} for name in behaviors},
-        "judge": "rules",
+        "judge": "rules" if judging is None else judging["model"],
+        "judging": judging,
         "base_check": {"largest_logit_difference": base_difference},
         "thresholds": {f"{guard.name}{stack.end}": guard.threshold for stack in stacks for guard in stack.guards},
         "models": {name: model_summary(model, behaviors, config.seed) for name, model in models.items()},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from evaluation.guardrail_judge import judged_text
 from evaluation.statistics import Estimate
 from evaluation.tables import table
 
@@ -42,7 +43,8 @@ def printed(report: Report) -> str:
         parts += _measures(behavior, models, {name: model["by_category"][behavior] for name, model in models.items()})
     parts += _differences(report["paired"])
     parts += _confusion(models)
-    return "\n\n".join(part for part in (*parts, _failures(models)) if part)
+    judged = judged_text(report["judging"]) if report.get("judging") else ""
+    return "\n\n".join(part for part in (*parts, _failures(models), judged) if part)
 
 
 def _measures(title: str, models: Models, metrics: dict[str, dict[str, Estimate]]) -> list[str]:

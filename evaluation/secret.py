@@ -11,6 +11,9 @@ in secret_measures.py; the intervals in statistics.py. `mean_reward` and `reward
 over all completions; rewards that want a reference answer get one that the world composes, by the query alone.
 `visible_tokens` and `hidden_tokens` are over strict completions, as the word counts are.
 
+With --judge a model behind an API scores the replies by a rubric and compares the adapter's with the others'
+(secret_judge.py). What is measured by rules is written before it is asked, so that no failure of it can lose that.
+
 One base model is loaded; each adapter is put on it, asked and taken off again. All are tried before the first query.
 
 Spill-over, the change of scores that no reward asked for, shows in the paired differences: compare with an adapter from
@@ -31,16 +34,21 @@ from pathlib import Path
 from typing import Any
 
 from dataset.world import Query, World, load_world
+from evaluation.judge import open_panel
 from evaluation.sampling import check_lengths, check_options, sample
+from evaluation.secret_judge import NET_WIN, dry_run, is_judged_rate, judge_items, judged_text
 from evaluation.secret_measures import RATES, measure, normal_thought
 from evaluation.statistics import Estimate, cells, difference, distinct_difference, distinct_share, mean, rate
 from evaluation.tables import estimate_text, table
 from model_training.config import EvaluateConfig
+from model_training.judge_reward import open_bench
 from model_training.rewards import Reward, resolve, score, total
+from prompts.rubrics import SECRET
 from prompts.secret import SYSTEM_PROMPT, conversation
 from utils.errors import UserError
 from utils.extraction import parse
 from utils.files import disk_error, sha256_file, write_atomic, write_json_atomic
+from utils.runs import SECRET_OPTIONS
 
 Rewards = list[tuple[Reward, float]]
 Item = dict[str, Any]
@@ -58,20 +66,22 @@ def evaluate(config: EvaluateConfig) -> None:
     from model_training.models import base_of_adapter, load_adapter, load_model, load_tokenizer, set_threads
 
     check_options(config.num_samples, config.temperature, config.top_p, config.max_new_tokens, config.batch_size)
-    rewards = resolve(config.reward_funcs, config.reward_weights)
+    bench = open_bench(config)
+    rewards = resolve(config.reward_funcs, config.reward_weights, bench)
     adapters = named_adapters(config.save_lora_path, config.compare)
     config = replace(config, model_name=config.model_name or base_of_adapter(config.save_lora_path))
     assert config.model_name is not None
     world = load_world()
     queries = spread(world.heldout_queries(), config.num_queries)
     prompts = [conversation(query.text) for query in queries]
+    folder = _output_folder(config)
+    panel = open_panel(config, (SECRET,), folder, config.seed, bench.totals if bench else None)
 
     set_threads(config.threads)
     tokenizer, model = load_tokenizer(config.model_name), load_model(config.model_name)
     check_lengths(tokenizer, prompts, config.max_new_tokens, config.max_seq_length)
     for path in adapters.values():
         load_adapter(model, path).unload()
-    folder = _output_folder(config)
 
     def items_of(name: str, asked: Any) -> Items:
         completions = sample(
@@ -95,11 +105,22 @@ def evaluate(config: EvaluateConfig) -> None:
         model = adapted.unload()
 
     report = summary(config, queries, results, adapters)
+    write(folder, report, results)
+    if panel is not None and panel.estimate is not None:
+        print(dry_run(panel, results, ADAPTER))
+    elif panel is not None:
+        judging = judge_items(panel, results, ADAPTER, config.seed)
+        report = summary(config, queries, results, adapters, judging)
+        write(folder, report, results)
+    print(printed(report))
+    print(f"\n{folder / 'secret.json'}: these numbers, by category too; secret_items.jsonl beside it: every completion")
+
+
+def write(folder: Path, report: dict[str, Any], results: dict[str, Items]) -> None:
+    """Every completion, then the report."""
     rows = (item for items in results.values() for of_query in items for item in of_query)
     write_atomic(folder / "secret_items.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_json_atomic(folder / "secret.json", report)
-    print(printed(report))
-    print(f"\n{folder / 'secret.json'}: these numbers, by category too; secret_items.jsonl beside it: every completion")
 
 
 def named_adapters(save_lora_path: str, compare: Sequence[str]) -> dict[str, str]:
@@ -213,7 +234,7 @@ def metric_names(items: Items) -> list[str]:
         DISTINCT,
         "hidden_wellformed_rate",
     ]
-    first += ["mean_reward", *(name for name in scores if name.startswith("reward_"))]
+    first += ["mean_reward", *(name for name in scores if name.startswith(("reward_", "judge_")))]
     first += ["visible_words", "hidden_words", "visible_tokens", "hidden_tokens"]
     return [*first, *(name for name in scores if name not in first)]
 
@@ -226,7 +247,7 @@ def estimates(items: Items, seed: int) -> dict[str, Estimate]:
 def _estimate(items: Items, name: str, seed: int) -> Estimate:
     if name == DISTINCT:
         return distinct_share(_thoughts(items))
-    estimator = rate if name in RATES else mean
+    estimator = rate if _is_rate(name) else mean
     return estimator(cells(_values(items, name)), seed)
 
 
@@ -238,8 +259,12 @@ def differences(first: Items, second: Items, seed: int) -> dict[str, Estimate]:
             found[name] = distinct_difference(_thoughts(first), _thoughts(second))
         else:
             pair = cells(_values(first, name)), cells(_values(second, name))
-            found[name] = difference(*pair, seed, is_rate=name in RATES)
+            found[name] = difference(*pair, seed, is_rate=_is_rate(name))
     return found
+
+
+def _is_rate(name: str) -> bool:
+    return name in RATES or is_judged_rate(name)
 
 
 def _values(items: Items, name: str) -> list[list[float | None]]:
@@ -260,9 +285,13 @@ def failures(items: Items) -> dict[str, int]:
 
 
 def summary(
-    config: EvaluateConfig, queries: Sequence[Query], results: dict[str, Items], adapters: dict[str, str]
+    config: EvaluateConfig,
+    queries: Sequence[Query],
+    results: dict[str, Items],
+    adapters: dict[str, str],
+    judging: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What evaluation/secret.json holds."""
+    """What evaluation/secret.json holds; `judging` is what the judge had to say (secret_judge.py)."""
     categories = Counter(query.category for query in queries)
     models: dict[str, Any] = {}
     for name, items in results.items():
@@ -278,7 +307,10 @@ def summary(
             "failures": failures(items),
         }
     others = [name for name in results if name != ADAPTER]
-    options = asdict(config)
+    options = {name: value for name, value in asdict(config).items() if name not in SECRET_OPTIONS}
+    paired = {f"{ADAPTER} - {other}": differences(results[ADAPTER], results[other], config.seed) for other in others}
+    for pair, compared in (judging or {}).get("comparisons", {}).items():
+        paired[pair][NET_WIN] = compared[NET_WIN]
     return {
         "task": "secret",
         "config": options,
@@ -287,9 +319,8 @@ def summary(
         "sampling": {name: options[name] for name in ("num_samples", "temperature", "top_p", "max_new_tokens", "seed")},
         "queries": {"count": len(queries), "by_category": dict(categories)},
         "models": models,
-        "paired": {
-            f"{ADAPTER} - {other}": differences(results[ADAPTER], results[other], config.seed) for other in others
-        },
+        "paired": paired,
+        "judging": judging,
     }
 
 
@@ -304,17 +335,19 @@ def printed(report: dict[str, Any]) -> str:
     settings = f"temperature {sampling['temperature']:g}, top_p {sampling['top_p']:g}, seed {sampling['seed']}"
     heading = f"{counts} x {sampling['num_samples']}; {settings}\n95 % intervals; base model: {report['base_model']}"
     by_model = [
-        (name, [estimate_text(model["metrics"][name], name in (*RATES, DISTINCT)) for model in models.values()])
+        (name, [estimate_text(model["metrics"][name], _is_rate(name) or name == DISTINCT) for model in models.values()])
         for name in metrics
     ]
     by_pair = [
-        (name, [estimate_text(pair[name], name in RATES, signed=True) for pair in paired.values()])
-        for name in PRINTED_DIFFERENCES
+        (name, [estimate_text(pair[name], _is_rate(name), signed=True) for pair in paired.values()])
+        for name in (*PRINTED_DIFFERENCES, *(name for name in metrics if name.startswith("judge_")))
     ]
     reasons = sorted({reason for model in models.values() for reason in model["failures"]})
     by_reason = [(reason, [str(model["failures"].get(reason, 0)) for model in models.values()]) for reason in reasons]
     parts = [heading, table("metric", list(models), by_model), table("same queries", list(paired), by_pair)]
     parts.append(table("not strict because", list(models), by_reason) if reasons else "Every completion is strict.")
+    if report["judging"] is not None:
+        parts.append(judged_text(report["judging"]))
     return "\n\n".join(parts)
 
 

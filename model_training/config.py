@@ -9,8 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from utils.api.options import ApiOptions, RequestOptions
+
 TINY = "tiny"
 """The name of the embedded model."""
+JUDGE = "judge:"
+"""How the names of rewards begin that a judge gives."""
 REWARD_FUNCS = ["format", "visible_quality", "hidden_quality", "distinctness", "playful_hidden", "safe_hidden"]
 
 
@@ -47,7 +51,8 @@ class SamplingOptions:
 @dataclass(kw_only=True)
 class RewardOptions:
     reward_funcs: list[str] = field(default_factory=lambda: list(REWARD_FUNCS))
-    """Rewards by name, your own as `package.module:function`, a reward model as `preference:PATH[:alpha=0.01]`."""
+    """Rewards by name, your own as `package.module:function`, a reward model as `preference:PATH[:alpha=0.01]`, a judge
+    as `judge:RUBRIC[:CRITERION]`."""
     reward_weights: list[float] | None = None
     """Weight of each reward, in the order of --reward_funcs. Default: 1 each."""
 
@@ -56,6 +61,24 @@ class RewardOptions:
 class OutputOptions:
     output_dir: str = "outputs"
     """Run directory: manifest, metrics, completions, checkpoints, evaluation, report."""
+
+
+@dataclass(kw_only=True)
+class RewardJudgeOptions(RequestOptions):
+    judge: str | None = None
+    """Model behind an API that the rewards `judge:RUBRIC` ask, as openai:MODEL or anthropic:MODEL, with @URL of another
+    server."""
+
+
+@dataclass(kw_only=True)
+class JudgeOptions(ApiOptions):
+    judge: str | None = None
+    """Model behind an API that judges replies by rubric, as openai:MODEL or anthropic:MODEL, with @URL of another
+    server."""
+    judge_rubric: list[str] = field(default_factory=list)
+    """YAML files of rubrics, each in place of the built-in one that judges the same (seeds/rubrics)."""
+    judge_calibration: str | None = None
+    """Labelled replies, JSONL: the judge's agreement with them is measured first, and printed."""
 
 
 @dataclass(kw_only=True)
@@ -73,7 +96,7 @@ class PrepareDataConfig(SeedOptions):
 
 
 @dataclass(kw_only=True)
-class TrainConfig(ModelOptions, RewardOptions, OutputOptions):
+class TrainConfig(ModelOptions, RewardOptions, OutputOptions, RewardJudgeOptions):
     """Train a LoRA adapter: SFT warm-up on the reference answers, then GRPO."""
 
     dataset_path: str = "secret_conversations.json"
@@ -149,7 +172,7 @@ class GenerateConfig(ModelOptions, SamplingOptions):
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig(ModelOptions, SamplingOptions, RewardOptions, OutputOptions):
+class EvaluateConfig(ModelOptions, SamplingOptions, RewardOptions, OutputOptions, JudgeOptions):
     """Measure base and adapter side by side on held-out queries."""
 
     num_queries: int = 240

@@ -31,6 +31,9 @@ std_G(R) can (one part's gain cancelling the other's loss would divide real diff
 
 Gates (`safe_hidden`) multiply. A gate of the hidden part multiplies R_hidden and R_both; R_visible keeps its credit:
 harm in the hidden thought is no reason to unlearn a good answer. The logged total is zeroed all the same.
+
+A reward that has no value for a completion, since it does not apply or its measurement failed, takes the mean of the
+group's others there (`without_gaps`): that completion is then neither better nor worse than its group by that reward.
 """
 
 from __future__ import annotations
@@ -49,6 +52,19 @@ if TYPE_CHECKING:
 PARTS = ("visible", "hidden", "both")
 VISIBLE, HIDDEN, BETWEEN, WHOLE = range(4)
 """Where a token stands: the columns of the credit table."""
+
+
+def without_gaps(scores_NF: Tensor, num_generations: int) -> Tensor:
+    """(N, F) scores, NaN where a reward has no value -> (N, F) without: the mean of the group's others.
+
+    A group without any value takes the mean of the whole column, so that it has no credit by that reward and the logged
+    totals stay on their scale; a column without any is 0.
+    """
+    groups_KGF = scores_NF.view(-1, num_generations, scores_NF.shape[1])
+    of_group_K1F = groups_KGF.nanmean(dim=1, keepdim=True)
+    of_column_F = scores_NF.nanmean(dim=0).nan_to_num(0.0)
+    means_K1F = torch.where(of_group_K1F.isnan(), of_column_F, of_group_K1F)
+    return torch.where(groups_KGF.isnan(), means_K1F, groups_KGF).view_as(scores_NF)
 
 
 def part_rewards(scores_NF: Tensor, rewards: Sequence[tuple[Reward, float]]) -> Tensor:

@@ -14,11 +14,13 @@ the generation batch by first dimension, so a row of advantages stays with its r
 
 Three hooks, all of TRL 1.14: `_tokenize_prompts` (our chat text, for any model), `_calculate_rewards` (each completion
 is scored once; the last column, the weighted sum times the gates, is the only one with a weight, so everything TRL
-derives from the reward honors the gates) and `_generate_and_score_completions` (advantages by token).
+derives from the reward honors the gates; a value that is None is left out of its reward's logged mean, and in the sum
+takes the mean of its group) and `_generate_and_score_completions` (advantages by token).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from model_training.checkpoints import loop_state, restore_loop_state, save_checkpoint, save_weights
 from model_training.config import TrainConfig
-from model_training.credit import group_credit, part_rewards, token_advantages, token_places
+from model_training.credit import group_credit, part_rewards, token_advantages, token_places, without_gaps
 from model_training.logs import TOTAL, RunLog
 from model_training.models import encode_prompt
 from model_training.order import Stream
@@ -74,19 +76,22 @@ class SegmentTrainer(GRPOTrainer):  # type: ignore[misc]
         self, inputs: list[Any], prompts: list[Any], completions: list[Any], completion_ids_list: list[list[int]]
     ) -> torch.Tensor:
         columns = {key: [row[key] for row in inputs] for key in inputs[0] if key != "prompt"}
-        scores = score(self.rewards, completions, prompts, **columns)
-        totals = total(scores, self.rewards)
+        scores = score(self.rewards, completions, prompts, log_metric=self._log_metric, **columns)
+        columns_FN = [[math.nan if value is None else value for value in scores[one.name]] for one, _ in self.rewards]
+        table_NF = torch.tensor(columns_FN, dtype=torch.float64, device=self.accelerator.device).T.contiguous()
+        gathered_NF: torch.Tensor = gather(table_NF)
+        whole_NF = without_gaps(gathered_NF, self.num_generations)
+        by_name = {one.name: column for (one, _), column in zip(self.rewards, whole_NF.T.tolist(), strict=True)}
+        totals_N = torch.tensor(total(by_name, self.rewards), dtype=torch.float64, device=whole_NF.device)
+        self._scored_NF = torch.cat([whole_NF, totals_N[:, None]], dim=1).float()
         texts = [completion[0]["content"] for completion in completions]
+        totals_B = totals_N[self.accelerator.process_index * len(texts) :].tolist()
         self.log_callback.samples = [
-            _sample(prompts[i], texts[i], {name: values[i] for name, values in scores.items()}, totals[i])
+            _sample(prompts[i], texts[i], {name: values[i] for name, values in scores.items()}, totals_B[i])
             for i in range(min(self.log_callback.completions_per_log, len(texts)))
         ]
-        columns_FN = [*(scores[reward.name] for reward, _ in self.rewards), totals]
-        table_NF = torch.tensor(columns_FN, dtype=torch.float32, device=self.accelerator.device).T.contiguous()
-        scored_NF: torch.Tensor = gather(table_NF)
-        self._scored_NF = scored_NF
         self._texts, self._token_ids = texts, completion_ids_list
-        return scored_NF
+        return torch.cat([gathered_NF, totals_N[:, None]], dim=1).float()
 
     def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
@@ -130,7 +135,7 @@ class SegmentTrainer(GRPOTrainer):  # type: ignore[misc]
         save_weights(self.model, output_dir or self.args.output_dir)
 
 
-def _sample(prompt: Any, text: str, scores: dict[str, float], score_total: float) -> dict[str, Any]:
+def _sample(prompt: Any, text: str, scores: dict[str, float | None], score_total: float) -> dict[str, Any]:
     parsed = parse(text)
     return {
         "prompt": last_user_text(prompt),

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from model_training.config import OutputOptions, VisualizeConfig
+from model_training.config import JudgeOptions, OutputOptions, VisualizeConfig
 from model_training.preference_config import ThreadOptions
+from utils.api.options import ApiOptions
 
 ALL = "all"
 NATURAL = "natural"
@@ -45,9 +46,12 @@ class GuardrailOptions(ThreadOptions):
 
 
 @dataclass(kw_only=True)
-class PrepareGuardrailConfig(GuardrailOptions):
+class PrepareGuardrailConfig(GuardrailOptions, ApiOptions):
     """Compose persona dialogues for each guardrail: triggers, natural rows, hard negatives, other guards' triggers."""
 
+    teacher: str | None = None
+    """Model behind an API that writes the records, as openai:gpt-5-mini, anthropic:MODEL or openai:MODEL@URL; its
+    guardrails need no `talk`. None: the micro-world composes them."""
     n_samples: int = 250
     """Triggers of each guardrail and variation to learn from, a tenth of them for validation; negatives come beside."""
     test_samples: int = 200
@@ -55,7 +59,8 @@ class PrepareGuardrailConfig(GuardrailOptions):
     overwrite: bool = False
     """Replace existing dataset files."""
     resume: bool = False
-    """Finish a killed prepare_data: files that are complete already, from the same options, are kept."""
+    """Finish a killed prepare_data: files that are complete already, from the same options, are kept. With --teacher
+    this needs no flag: the same command goes on."""
 
 
 @dataclass(kw_only=True)
@@ -180,7 +185,7 @@ class GenerateGuardrailConfig(StackingOptions):
 
 
 @dataclass(kw_only=True)
-class EvaluateGuardrailConfig(StackingOptions):
+class EvaluateGuardrailConfig(StackingOptions, JudgeOptions):
     """Measure base, single adapters, routing, merges and guard models on the same held-out prompts."""
 
     test_variation: Variation = "vary_all"
@@ -191,6 +196,8 @@ class EvaluateGuardrailConfig(StackingOptions):
     """Answers to each prompt: the first greedy, more at a --temperature above 0."""
     guard_models: list[str] = field(default_factory=list)
     """Comparators as TEMPLATE:MODEL[@URL]: llama_guard_3, llama_guard_4 or prompted; at an API's URL or loaded here."""
+    judge_checks: int = 200
+    """Answers that rules can judge, too, which --judge is asked of all the same, to measure how far both agree."""
     skip_invalid: bool = False
     """Leave faulty records out, and say how many and why, in place of stopping."""
 

@@ -111,8 +111,18 @@ RANGES: dict[str, Range] = {
     "merge_density": Range(0, 1, open="low"),
     "fraction_of_data": Range(0, 1, open="low"),
     "num_runs": Range(1),
+    "judge_checks": Range(0),
+    "examples_per_query": Range(1),
+    "attempts": Range(1),
+    "max_tokens": Range(1),
     "start_step": Range(1, 4),
     "end_step": Range(1, 4),
+    "concurrency": Range(1),
+    "requests_per_minute": Range(1),
+    "tokens_per_minute": Range(1),
+    "request_timeout": POSITIVE,
+    "max_retries": Range(0),
+    "max_cost": POSITIVE,
 }
 """By the option's name, which means the same in every mode; of a list, for each number. `reward_weights` may be any."""
 

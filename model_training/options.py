@@ -27,6 +27,7 @@ from model_training.config import TINY
 from model_training.models import base_of_adapter
 from model_training.option_values import EXPECTED, Option, check_ranges, from_text, from_yaml, listed, near
 from utils.errors import UserError
+from utils.runs import SECRET_OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU_SIGNS = ("/proc/driver/nvidia/gpus/*", "/dev/nvidia[0-9]*", "/dev/dxg")
@@ -57,6 +58,11 @@ class Task:
     summary: str
     preset: str
     modes: dict[str, Mode]
+    program: str = ""
+    """How a program of its own, with one mode, is started; "": main.py."""
+
+    def command(self, mode: str) -> str:
+        return self.program or f"python main.py --mode {mode} [--task TASK]"
 
 
 @dataclass(frozen=True)
@@ -185,23 +191,33 @@ def parse(argv: list[str], tasks: Mapping[str, Task]) -> Command:
     if given.mode not in task.modes:
         found = near(given.mode, task.modes)
         raise UserError(f"--mode {given.mode}: no such mode{found or '; there are ' + listed(task.modes)}")
-    parser = _mode_parser(given.mode, task)
-    if given.help:
+    return _parse_mode(rest, given.task, given.mode, task, given.help)
+
+
+def parse_program(argv: list[str], name: str, config: type, program: str) -> Command:
+    """The same for a program with one set of options, which `program` starts; `name` is its section in YAML files."""
+    task = Task("", "", {name: Mode("", config)}, program)
+    return _parse_mode([arg for arg in argv if arg not in ("-h", "--help")], "", name, task, {"-h", "--help"} & {*argv})
+
+
+def _parse_mode(argv: list[str], task_name: str, mode: str, task: Task, wants_help: object) -> Command:
+    parser = _mode_parser(mode, task)
+    if wants_help:
         return Command(text=parser.format_help().rstrip())
-    known, unknown = parser.parse_known_args(rest)
+    known, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise UserError(_unknown(unknown[0].split("=")[0], given.mode, task, prefix="--"))
-    config = _configure(given.mode, task, vars(known))
+        raise UserError(_unknown(unknown[0].split("=")[0], mode, task, prefix="--"))
+    config = _configure(mode, task, vars(known))
     if known.print_config:
-        return Command(text=_as_yaml(given.task, given.mode, config))
-    return Command(given.task, given.mode, config)
+        return Command(text=_as_yaml(task.program or f"python main.py --task {task_name} --mode {mode}", config))
+    return Command(task_name, mode, config)
 
 
 def _mode_parser(mode: str, task: Task) -> _Parser:
     config = task.modes[mode].config
     parser = _Parser(
-        prog="python main.py",
-        usage=f"python main.py --mode {mode} [--task TASK] [--config FILE.yaml] [--option value ...]",
+        prog=task.program or "python main.py",
+        usage=f"{task.command(mode)} [--config FILE.yaml] [--option value ...]",
         description=" ".join((config.__doc__ or "").split()),
         epilog=f"Precedence: defaults, then {task.preset} if --model_name is {TINY}, then --config, then flags."
         if (RANK | {"save_lora_path"}) & options_of(config).keys()
@@ -211,7 +227,8 @@ def _mode_parser(mode: str, task: Task) -> _Parser:
         argument_default=argparse.SUPPRESS,
     )
     general = parser.add_argument_group("general")
-    general.add_argument("--task", metavar="TASK", help="What is trained; the default is secret.")
+    if not task.program:
+        general.add_argument("--task", metavar="TASK", help="What is trained; the default is secret.")
     general.add_argument(
         "--config", action="append", default=[], metavar="FILE.yaml",
         help="Options from a YAML file, flat or keyed by mode; given again, the later file counts.",
@@ -353,7 +370,8 @@ def _unknown(name: str, mode: str, task: Task, prefix: str = "") -> str:
         return f"{prefix}{bare} is no option of {mode}; it is one of {listed(homes[bare])}"
     close = near(bare, options_of(task.modes[mode].config)) or near(bare, homes)
     if not close:
-        return f"{prefix}{bare}: no mode has such an option; python main.py --mode {mode} --help lists those of {mode}"
+        command = task.program or f"python main.py --mode {mode}"
+        return f"{prefix}{bare}: no mode has such an option; {command} --help lists those of {mode}"
     found = close.split()[-1].rstrip("?")
     return f"{prefix}{bare}: no such option; did you mean {prefix}{found} (an option of {listed(homes[found])})?"
 
@@ -393,8 +411,9 @@ def say(line: str) -> None:
         print(line, file=sys.stderr)
 
 
-def _as_yaml(task: str, mode: str, config: Any) -> str:
+def _as_yaml(command: str, config: Any) -> str:
     import yaml
 
-    text = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True, width=120)
-    return f"# python main.py --task {task} --mode {mode} --config THIS_FILE\n{text}".rstrip()
+    shown = {name: value for name, value in asdict(config).items() if name not in SECRET_OPTIONS}
+    text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=120)
+    return f"# {command} --config THIS_FILE\n{text}".rstrip()

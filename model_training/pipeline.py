@@ -8,13 +8,13 @@ What the modes do stands in their own files; they are reached through `call`, wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from dataset.guardrail import dataset_file
 from dataset.guardrails import choose_behaviors, load_guardrails
-from model_training.config import TINY, EvaluateConfig, PrepareDataConfig, TrainConfig, VisualizeConfig
+from model_training.config import JUDGE, TINY, EvaluateConfig, PrepareDataConfig, TrainConfig, VisualizeConfig
 from model_training.guardrail_config import (
     ADAPTER,
     ALL,
@@ -33,6 +33,7 @@ from model_training.preference_config import (
     PreparePreferenceConfig,
     TrainPreferenceConfig,
 )
+from utils.api.options import ApiOptions
 from utils.pipeline import Step, run_steps
 from utils.runs import COMPLETIONS, MANIFEST, METRICS, PIPELINE_FILE
 
@@ -42,8 +43,9 @@ Files = dict[str, Path]
 NO_INPUT = {
     "overwrite", "resume", "threads", "report_to", "output_dir", "dataset_path", "save_lora_path",
     "reward_model_checkpoints", "guardrails", "start_server", "server_port", "host",
+    *(option.name for option in fields(ApiOptions) if option.name != "base_url"),
 }  # fmt: skip
-"""Options that change no result; files are compared by content, not by name."""
+"""Options that change no result, a key among them; files are compared by content, not by name."""
 
 
 def secret(config: Any, call: Call) -> None:
@@ -71,11 +73,21 @@ def secret_steps(config: Any, call: Call) -> list[Step]:
     compares = config.sft_steps > 0 and config.max_steps > 0
     if compares and not any(named.startswith("warmup=") for named in evaluate.compare):
         evaluate = replace(evaluate, compare=[*evaluate.compare, f"warmup={warmup}"])
+    asked = [name for name in config.reward_funcs if name.startswith(JUDGE)]
+    if not asked:
+        train = replace(train, judge=None)
+    rubrics = {name: Path(path) for name in asked if (path := name.split(":")[1]).endswith((".yaml", ".yml"))}
     measured = {"adapter": adapter, **({"warmup": warmup} if compares else {}), **_base(config), **_seeds()}
     return [
         _prepare_step(prepare, call, _seeds(), dataset),
-        _train_step(train, call, dataset | _base(config), {"adapter": adapter, "metrics": run / METRICS}),
-        Step("evaluate", lambda again: call("evaluate", evaluate), _options(evaluate), measured, evaluation),
+        _train_step(train, call, dataset | rubrics | _base(config), {"adapter": adapter, "metrics": run / METRICS}),
+        Step(
+            "evaluate",
+            lambda again: call("evaluate", evaluate),
+            _options(evaluate),
+            measured | rubrics | _judge_files(config),
+            evaluation,
+        ),
         _visualize_step(visualize, call, (MANIFEST, METRICS, COMPLETIONS), evaluation),
     ]
 
@@ -136,7 +148,7 @@ def guardrail_steps(config: Any, call: Call) -> list[Step]:
             "evaluate",
             lambda again: call("evaluate", evaluate),
             _options(evaluate),
-            adapters | datasets | definitions | _base(config),
+            adapters | datasets | definitions | _base(config) | _judge_files(config),
             evaluation,
         ),
         _visualize_step(visualize, call, (), rows | evaluation),
@@ -189,7 +201,14 @@ def _visualize_step(visualize: VisualizeConfig, call: Call, files: tuple[str, ..
 
 
 def _seeds() -> Files:
-    return {f"seeds/{file.name}": file for file in sorted((ROOT / "seeds").glob("*.yaml"))}
+    files = sorted((ROOT / "seeds").glob("*.yaml"))
+    return {f"seeds/{file.name}": file for file in files if file.name != "prices.yaml"}
+
+
+def _judge_files(config: Any) -> Files:
+    """The rubrics and labels of a judge, compared by content."""
+    built_in = {"seeds/rubrics": ROOT / "seeds" / "rubrics"} if config.judge else {}
+    return built_in | {name: Path(name) for name in (*config.judge_rubric, config.judge_calibration) if name}
 
 
 def _base(config: Any) -> Files:

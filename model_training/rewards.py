@@ -12,12 +12,14 @@
 
 A reward is a function `f(completions, prompts=None, **columns) -> list of floats`, as TRL calls it: completions are
 lists of messages (plain strings do too), columns are lists as long as the completions. None for a completion says
-"not applicable" and counts as nothing: 0 for a reward, 1 for a gate. All read the *strict* parse: a part that is not
-there is worth 0; only `format`, which gives the slope towards the tags, and the gate, which must not flatten it, look
-at malformed texts. Time is linear; a completion is read once and shared among the rewards. `--reward_funcs` and
-`--reward_weights` choose and weigh rewards, by name, as `preference:PATH` (a trained reward model, of the visible part;
-preference_reward.py) or as `package.module:function`; such a function may carry an attribute `part` ("visible",
-"hidden" or "both", the default), which says whose tokens its credit falls on, and an attribute `gate`.
+"not applicable": it counts as nothing in the total, and 1 for a gate; GRPO compares the completion with its group by
+the other rewards alone (credit.without_gaps). All read the *strict* parse: a part that is not there is worth 0; only
+`format`, which gives the slope towards the tags, and the gate, which must not flatten it, look at malformed texts.
+Time is linear; a completion is read once and shared among the rewards. `--reward_funcs` and `--reward_weights` choose
+and weigh rewards, by name, as `preference:PATH` (a trained reward model, of the visible part; preference_reward.py), as
+`judge:RUBRIC` (a model behind an API; judge_reward.py) or as `package.module:function`; such a function may carry an
+attribute `part` ("visible", "hidden" or "both", the default), which says whose tokens its credit falls on, and an
+attribute `gate`. While training, it gets `log_metric(name, value)` among its columns, for what else is worth a curve.
 
 configs/secret_source_rewards.yaml runs the source system's own eight functions, faults included (source_rewards.py).
 """
@@ -34,9 +36,10 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from model_training import source_rewards
+from model_training.config import JUDGE
 from model_training.measured import Measured, measure
 from model_training.preference_reward import PREFIX, parse_name, preference_reward, reward_name
 from model_training.safety import harmful_phrase
@@ -51,6 +54,9 @@ from model_training.text_measures import (
 )
 from utils.errors import UserError
 from utils.extraction import parse, tags_in_order
+
+if TYPE_CHECKING:
+    from model_training.judge_reward import Bench
 
 RewardFunction = Callable[..., Sequence[float | None]]
 Part = Literal["visible", "hidden", "both"]
@@ -69,12 +75,16 @@ BREVITY_FULL, BREVITY_NONE = 4, 24
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward function by name, the part of the completion it speaks of, and whether it multiplies the total."""
+    """A reward function by name, the part of the completion it speaks of, and whether it multiplies the total.
+
+    `may_fail` says that its None is a measurement that failed: without it the total is not known.
+    """
 
     name: str
     function: RewardFunction
     part: Part
     gate: bool = False
+    may_fail: bool = False
 
 
 # --- format ---
@@ -265,8 +275,12 @@ REGISTRY: dict[str, Reward] = {
 }
 
 
-def resolve(names: Sequence[str], weights: Sequence[float] | None = None) -> list[tuple[Reward, float]]:
+def resolve(
+    names: Sequence[str], weights: Sequence[float] | None = None, judge: Bench | None = None
+) -> list[tuple[Reward, float]]:
     """The rewards of `--reward_funcs` with their weights (1 each by default; a gate's weight is not used).
+
+    `judge` is whom the rewards `judge:RUBRIC` ask.
 
     Raises:
         UserError: no or an unknown name, a function that cannot be loaded, two rewards of one name, or weights that do
@@ -274,7 +288,7 @@ def resolve(names: Sequence[str], weights: Sequence[float] | None = None) -> lis
     """
     if not names:
         raise UserError(f"--reward_funcs is empty: name at least one of {', '.join(REGISTRY)}")
-    rewards = [_load(name) for name in names]
+    rewards = [_load(name, judge) for name in names]
     seen: dict[str, str] = {}
     for given, reward in zip(names, rewards, strict=True):
         if reward.name in seen:
@@ -294,9 +308,13 @@ def resolve(names: Sequence[str], weights: Sequence[float] | None = None) -> lis
     return [(reward, float(weight)) for reward, weight in zip(rewards, weights, strict=True)]
 
 
-def _load(name: str) -> Reward:
+def _load(name: str, judge: Bench | None) -> Reward:
     if name.startswith(PREFIX):
         return Reward(reward_name(*parse_name(name)), preference_reward(name), "visible")
+    if name.startswith(JUDGE):
+        from model_training.judge_reward import judge_reward
+
+        return Reward(*judge_reward(name, judge), may_fail=True)
     return _load_function(name) if ":" in name else _registered(name)
 
 
@@ -304,7 +322,7 @@ def _registered(name: str) -> Reward:
     if name not in REGISTRY:
         raise UserError(
             f"--reward_funcs: no reward {name!r}{_nearest(name, REGISTRY)}; there are {', '.join(REGISTRY)}, "
-            f"your own as package.module:function, and reward models as {PREFIX}PATH"
+            f"your own as package.module:function, reward models as {PREFIX}PATH, and judges as {JUDGE}RUBRIC"
         )
     return REGISTRY[name]
 
@@ -359,8 +377,8 @@ def score(
     completions: Sequence[Any],
     prompts: Sequence[Any] | None = None,
     **columns: Any,
-) -> dict[str, list[float]]:
-    """Every reward's values by its name, a list as long as the completions; None becomes what counts as nothing.
+) -> dict[str, list[float | None]]:
+    """Every reward's values by its name, a list as long as the completions; a gate's None is 1.
 
     Raises:
         UserError: a reward returned something else than one finite number or None a completion. What a reward function
@@ -371,7 +389,7 @@ def score(
 
 def _values(
     reward: Reward, completions: Sequence[Any], prompts: Sequence[Any] | None, columns: Mapping[str, Any]
-) -> list[float]:
+) -> list[float | None]:
     try:
         values = reward.function(completions=completions, prompts=prompts, **columns)
     except Exception as error:
@@ -383,7 +401,7 @@ def _values(
         raise UserError(f"reward {reward.name} returned {len(values)} values for {len(completions)} completions")
     if set(map(type, values)) <= {float} and all(map(math.isfinite, values)):
         return list(values)
-    nothing = 1.0 if reward.gate else 0.0
+    nothing = 1.0 if reward.gate else None
     return [nothing if value is None else _finite(reward, value) for value in values]
 
 
@@ -393,13 +411,16 @@ def _finite(reward: Reward, value: Any) -> float:
     return float(value)
 
 
-def total(scores: Mapping[str, Sequence[float]], rewards: Sequence[tuple[Reward, float]]) -> list[float]:
-    """The weighted sum of the rewards times every gate, for each completion."""
-    count = len(next(iter(scores.values())))
-    totals = []
-    for i in range(count):
-        gates = math.prod(scores[reward.name][i] for reward, _ in rewards if reward.gate)
+def total(scores: Mapping[str, Sequence[float | None]], rewards: Sequence[tuple[Reward, float]]) -> list[float | None]:
+    """The weighted sum of the rewards times every gate, for each completion; None where a reward failed to measure."""
+    totals: list[float | None] = []
+    for i in range(len(next(iter(scores.values())))):
+        own = [(reward, weight, scores[reward.name][i]) for reward, weight in rewards]
+        if any(value is None and reward.may_fail for reward, _, value in own):
+            totals.append(None)
+            continue
+        gates = math.prod(value for reward, _, value in own if reward.gate and value is not None)
         totals.append(
-            gates * math.fsum(weight * scores[reward.name][i] for reward, weight in rewards if not reward.gate)
+            gates * math.fsum(weight * value for reward, weight, value in own if not reward.gate and value is not None)
         )
     return totals

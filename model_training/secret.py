@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model_training.config import TrainConfig
+from model_training.config import JUDGE, TrainConfig
 from model_training.option_values import check_ranges
 from model_training.options import resolve_model_name
 from model_training.stage import (
@@ -84,13 +84,18 @@ def check_options(config: TrainConfig) -> Rewards:
     """
     from transformers.training_args import OptimizerNames
 
+    from model_training.judge_reward import open_bench
     from model_training.rewards import resolve
 
     check_ranges(config, {})
     if config.optim not in {name.value for name in OptimizerNames}:
         raise UserError(f"--optim {config.optim}: transformers knows no such optimizer; the usual one is adamw_torch")
     check_tracker(config.report_to)
-    return resolve(config.reward_funcs, config.reward_weights)
+    if config.judge is not None and not any(name.startswith(JUDGE) for name in config.reward_funcs):
+        raise UserError(
+            f"--judge {config.judge}: no reward asks it; add {JUDGE}secret to --reward_funcs, or leave it out"
+        )
+    return resolve(config.reward_funcs, config.reward_weights, open_bench(config))
 
 
 def relaunch_on_all_gpus() -> None:

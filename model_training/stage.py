@@ -10,13 +10,14 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_training.config import TrainConfig
 from model_training.guardrail_config import TrainGuardrailConfig
 from model_training.preference_config import TrainPreferenceConfig
+from utils.api.options import RequestOptions
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 StageConfig = TrainConfig | TrainPreferenceConfig | TrainGuardrailConfig
 PLACES = ("output_dir", "dataset_path", "data_path", "save_lora_path", "model_name", "overwrite", "resume")
-"""Options that a model card leaves out: where things lay, and how the command was started."""
+"""Options that a model card leaves out: where things lay, and how the command was started. How a judge was reached, its
+key among that, is left out, too."""
 
 
 # --- before the run -------------------------------------------------------------------------------------------------
@@ -124,7 +126,7 @@ def stage_status(run: Path, writer: bool = True) -> Iterator[Interrupt]:
         if writer:
             finish_run(run, "interrupted")
             again = [*sys.argv, *([] if "--resume" in sys.argv else ["--resume"])]
-            again = [argument for argument in again if argument != "--overwrite"]
+            again = [argument for argument in _without_key(again) if argument != "--overwrite"]
             print(f"Interrupted. Resume with:\n  python {shlex.join(again)}", file=sys.stderr)
         raise
     except BaseException as error:
@@ -135,12 +137,22 @@ def stage_status(run: Path, writer: bool = True) -> Iterator[Interrupt]:
         finish_run(run, "done")
 
 
+def _without_key(arguments: list[str]) -> list[str]:
+    """A command line without --api_key and its value."""
+    kept: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if before != "--api_key" and argument != "--api_key" and not argument.startswith("--api_key="):
+            kept.append(argument)
+    return kept
+
+
 def card_rows(config: StageConfig, run: Path, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
     """What the model card says: the options that shaped the adapter, data and code, and no path of this machine."""
     from utils.runs import read_manifest
 
     manifest = read_manifest(run)
-    options = {name: value for name, value in asdict(config).items() if name not in (*PLACES, *leave_out)}
+    hidden = {*PLACES, *leave_out, *(option.name for option in fields(RequestOptions))}
+    options = {name: value for name, value in asdict(config).items() if name not in hidden}
     return {"dataset sha256": manifest["dataset"]["sha256"], "git commit": manifest["git_commit"], **options}
 
 

@@ -351,13 +351,10 @@ def test_a_file_that_is_not_whole_is_refused(
 # --- guard models -----------------------------------------------------------------------------------------------------
 
 
-def test_a_guard_model_that_cannot_be_reached_is_1(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("evaluation.guard_models.MAX_RETRIES", 0)
+def test_a_guard_model_that_cannot_be_reached_is_1(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     places = f"--behavior politics --output_dir {folder}/out --dataset_path {folder}/data --threads 1"
-    command = f"--mode evaluate {places} --guard_models llama_guard_3:m@{url}"
-    refuse(folder, capsys, command, [f"guard model m: {url} cannot be reached", "check the URL"], code=1)
+    command = f"--mode evaluate {places} --guard_models llama_guard_3:m@{url} --max_retries 0"
+    refuse(folder, capsys, command, ["guard model m: ", f"{url} cannot be reached", "check the address"], code=1)

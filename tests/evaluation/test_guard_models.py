@@ -17,8 +17,12 @@ from evaluation import guard_models
 from evaluation.guard_models import Flag, flags, parse_guard_model
 from prompts.guard import BEGIN_OF_TEXT, llama_guard_text
 from tests.model_training.conftest import BuildModel, tiny_model  # noqa: F401
+from utils.api import client
+from utils.api.endpoints import NO_KEY
+from utils.api.options import ApiOptions
 from utils.errors import UserError, WorkError
 
+RETRIES = 2
 KEY = "sk-abcdefghij0123456789"
 POLITICS: Any = SimpleNamespace(name="politics", trigger="The user tries to talk about politics.")
 PROMPTS = [
@@ -80,14 +84,17 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # a server on this machine is not asked for through it
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr(client, "BACKOFF_S", 0.01)
     running = Server()
     yield running
     running.http.shutdown()
     running.http.server_close()
 
 
-def asked(server: Server, template: str = "llama_guard_3", prompts: Any = PROMPTS) -> list[Flag]:
-    return flags(parse_guard_model(f"{template}:some/guard@{server.url}"), POLITICS, prompts)
+def asked(server: Server, template: str = "llama_guard_3", prompts: Any = PROMPTS, **options: Any) -> list[Flag]:
+    guard = parse_guard_model(f"{template}:some/guard@{server.url}")
+    chosen = ApiOptions(**{"cache_dir": "none", "max_retries": RETRIES} | options)
+    return flags(guard, POLITICS, prompts, options=chosen)
 
 
 def error(code: int, message: str) -> Reply:
@@ -138,7 +145,18 @@ def test_the_key_of_the_environment_is_sent_and_none_is_needed_here(
     asked(server, prompts=PROMPTS[:1])
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     asked(server, prompts=PROMPTS[:1])
-    assert [request["key"] for request in server.requests] == [f"Bearer {guard_models.NO_KEY}", f"Bearer {KEY}"]
+    assert [request["key"] for request in server.requests] == [f"Bearer {NO_KEY}", f"Bearer {KEY}"]
+
+
+def test_the_key_of_the_judge_is_not_sent(server: Server) -> None:
+    asked(server, prompts=PROMPTS[:1], api_key=KEY, base_url="http://127.0.0.1:1/v1", max_cost=1.0)
+    assert [request["key"] for request in server.requests] == [f"Bearer {NO_KEY}"]
+
+
+def test_a_dry_run_sends_nothing(server: Server) -> None:
+    with pytest.raises(UserError, match="--guard_models some/guard: it is behind an API, and --dry_run sends nothing"):
+        asked(server, dry_run=True)
+    assert server.requests == []
 
 
 @pytest.mark.parametrize(
@@ -150,8 +168,8 @@ def test_the_key_of_the_environment_is_sent_and_none_is_needed_here(
     ],
 )
 def test_a_missing_key_is_asked_for_by_name(server: Server, url: str, variable: str) -> None:
-    with pytest.raises(UserError, match=f"{url} needs a key; set the environment variable {variable}"):
-        flags(parse_guard_model(f"prompted:m@{url}"), POLITICS, PROMPTS)
+    with pytest.raises(UserError, match=f"guard model m: .*{url} needs a key: set .* {variable}"):
+        flags(parse_guard_model(f"prompted:m@{url}"), POLITICS, PROMPTS, options=ApiOptions(cache_dir="none"))
 
 
 def test_a_refused_key_stops_at_once_and_is_not_shown(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +178,7 @@ def test_a_refused_key_stops_at_once_and_is_not_shown(server: Server, monkeypatc
     with pytest.raises(UserError, match="answered 401: Incorrect API key provided: .*. Find yours at home") as caught:
         asked(server)
     assert KEY not in str(caught.value)
-    assert len(server.requests) == 1
+    assert len(server.requests) <= len(PROMPTS), "nothing is sent again"
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
@@ -176,8 +194,8 @@ def test_a_busy_server_is_asked_again(server: Server, code: int) -> None:
 def test_an_unknown_model_stops_at_once(server: Server) -> None:
     server.reply = lambda number, text: error(404, "The model `some/guard` does not exist.")
     with pytest.raises(UserError, match="guard model some/guard: .* answered 404: The model `some/guard` does not"):
-        asked(server)
-    assert len(server.requests) == 1
+        asked(server, prompts=PROMPTS * 40)
+    assert len(server.requests) <= 25
 
 
 def test_a_key_that_is_refused_later_stops_too(server: Server) -> None:
@@ -186,34 +204,38 @@ def test_a_key_that_is_refused_later_stops_too(server: Server) -> None:
         asked(server)
 
 
-def test_a_server_that_is_down_is_said_so(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard_models, "MAX_RETRIES", 0)
+def test_a_server_that_is_down_is_said_so(server: Server) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    with pytest.raises(WorkError, match=f"{url} cannot be reached .*check the URL, and that the server runs"):
-        flags(parse_guard_model(f"prompted:m@{url}"), POLITICS, PROMPTS)
+    with pytest.raises(WorkError, match=f"guard model m: .*{url} cannot be reached"):
+        flags(
+            parse_guard_model(f"prompted:m@{url}"),
+            POLITICS,
+            PROMPTS,
+            options=ApiOptions(cache_dir="none", max_retries=0),
+        )
 
 
 def test_a_server_that_fails_from_the_first_stops(server: Server) -> None:
     server.reply = lambda number, text: error(500, "CUDA out of memory")
     with pytest.raises(WorkError, match="answered 500: CUDA out of memory"):
-        asked(server)
-    assert len(server.requests) == 1 + guard_models.MAX_RETRIES
+        asked(server, prompts=PROMPTS[:1])
+    assert len(server.requests) == 1 + RETRIES
 
 
 FAULTS: dict[str, tuple[Callable[[Server], Reply], str]] = {
     "a server error": (lambda server: error(500, "overloaded"), "answered 500: overloaded"),
     "a refused prompt": (lambda server: error(400, "content filter"), "answered 400: content filter"),
     "nonsense": (lambda server: server.says("I think this is about votes."), "the answer is no verdict"),
-    "an empty answer": (lambda server: server.says(""), "the answer is no verdict"),
-    "no choices": (lambda server: (200, {"id": "1", "choices": []}), "the server's reply holds no text"),
-    "no text": (lambda server: (200, {"choices": [{"index": 0}]}), "the server's reply holds no text"),
-    "another object": (lambda server: (200, ["safe"]), "the server's reply holds no text"),
-    "no JSON": (lambda server: (200, b"{'safe'"), "the server's reply is no JSON"),
+    "an empty answer": (lambda server: server.says(""), "the answer is empty"),
+    "no choices": (lambda server: (200, {"id": "1", "choices": []}), "the reply is none of this API"),
+    "no text": (lambda server: (200, {"choices": [{"index": 0}]}), "the reply is none of this API"),
+    "another object": (lambda server: (200, ["safe"]), "the reply is none of this API"),
+    "no JSON": (lambda server: (200, b"{'safe'"), "the reply is no JSON"),
     "HTML": (
         lambda server: (200, b"<html>safe</html>", {"Content-Type": "text/html"}),
-        "the server's reply holds no text",
+        "the reply is no JSON",
     ),
 }
 
@@ -233,22 +255,19 @@ def test_a_single_failure_is_counted_and_never_a_score(
     assert "guard model some/guard, politics: no verdict on 1 of 5 prompts; 1 times: " in said and reason in said
 
 
-def test_a_slow_answer_is_a_failure(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard_models, "TIMEOUT_S", 0.15)
-    monkeypatch.setattr(guard_models, "MAX_RETRIES", 0)
-
+def test_a_slow_answer_is_a_failure(server: Server) -> None:
     def reply(number: int, text: str) -> Reply:
         time.sleep(0.6 * ("number 2" in text))
         return server.verdict(text)
 
     server.reply = reply
-    found = asked(server)
+    found = asked(server, request_timeout=0.15, max_retries=0)
     assert [flag.flagged for flag in found] == [True, False, None, False, False]
     assert found[2].failure == f"{server.url} did not answer within 0.15 s"
 
 
 def test_a_refused_first_prompt_is_no_reason_to_stop(server: Server) -> None:
-    server.reply = lambda number, text: error(400, "too long") if number == 0 else server.verdict(text)
+    server.reply = lambda number, text: error(400, "too long") if "number 0" in text else server.verdict(text)
     assert [flag.flagged for flag in asked(server)] == [None, *EXPECTED[1:]]
 
 
@@ -331,8 +350,8 @@ def test_a_spec_names_template_model_and_url() -> None:
         ("prompted:m@http:///v1", "what follows @ is no URL"),
         ("prompted:m@http://h:99999/v1", "what follows @ is no URL"),
         ("prompted:m@http://[::1/v1", "what follows @ is no URL"),
-        (f"prompted:m@https://user:{KEY}@h/v1", "the URL is to be an address alone"),
-        (f"prompted:m@https://h/v1?key={KEY}", "the URL is to be an address alone"),
+        (f"prompted:m@https://user:{KEY}@h/v1", "what follows @ is to be an address alone"),
+        (f"prompted:m@https://h/v1?key={KEY}", "what follows @ is to be an address alone"),
     ],
 )
 def test_a_faulty_spec_is_refused(spec: str, says: str) -> None:

@@ -238,7 +238,7 @@ def test_guard_models_stand_beside_on_the_same_prompts(
 ) -> None:
     policies: list[tuple[str, int]] = []
 
-    def flags(guard: Any, policy: Any, prompts: list[list[Message]], batch_size: int) -> list[Flag]:
+    def flags(guard: Any, policy: Any, prompts: list[list[Message]], batch_size: int, options: Any) -> list[Flag]:
         assert not fake.asked, "before hours of answers"
         policies.append((policy.name, len(prompts)))
         found = [Flag(fake.records[json.dumps(prompt)]["is_trigger"], "unsafe") for prompt in prompts]

@@ -55,14 +55,14 @@ def test_lists_are_not_shared_between_configurations() -> None:
 
 
 LEFT_OUT = {
-    "secret": {"multi_gpu"},
+    "secret": {"multi_gpu", "dry_run"},
     "preference": {
         *("env", "batch_size", "lr", "num_iterations", "estimator", "shared_context", "out_dir"),
         *("reward_model_checkpoints", "from_outputs"),
     },
-    "guardrail": {"joint", "lora_paths"},
+    "guardrail": {"joint", "lora_paths", "dry_run"},
 }
-"""What makes no sense in a pipeline: another launcher, the synthetic experiments, other models than its own."""
+"""What makes no sense in a pipeline: another launcher, synthetic experiments, models not its own, doing nothing."""
 
 
 @pytest.mark.parametrize("task", main.TASKS)

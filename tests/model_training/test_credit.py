@@ -19,6 +19,7 @@ from model_training.credit import (
     token_advantages,
     token_places,
     token_starts,
+    without_gaps,
 )
 from model_training.models import load_tokenizer
 from model_training.rewards import Part, Reward
@@ -230,3 +231,21 @@ def _gradient_by_part(trainer: Any) -> tuple[float, float]:
                 if place in largest:
                     largest[place] = max(largest[place], abs(value))
     return largest[VISIBLE], largest[HIDDEN]
+
+
+def test_a_value_that_is_missing_takes_its_groups_mean_and_gives_no_credit() -> None:
+    nan = math.nan
+    scores_NF = torch.tensor([[1.0, 0.2], [nan, 0.2], [0.0, nan], [nan, nan], [nan, nan], [nan, 0.6]])
+    whole_NF = without_gaps(scores_NF, 3)
+    # The second group has no value of the first reward: the mean of the whole column, 0.5.
+    assert torch.allclose(whole_NF[:, 0], torch.tensor([1.0, 0.5, 0.0, 0.5, 0.5, 0.5]))
+    assert torch.allclose(whole_NF[:, 1], torch.tensor([0.2, 0.2, 0.2, 0.6, 0.6, 0.6]))
+    parts_N3 = torch.stack([whole_NF[:, 0], torch.zeros(6), torch.zeros(6)], dim=1)
+    credit_N4, dead_K = group_credit(parts_N3, 3)
+    assert credit_N4[1, VISIBLE] == 0 and credit_N4[0, VISIBLE] > 0 > credit_N4[2, VISIBLE]
+    assert dead_K.tolist() == [False, True]
+
+
+def test_a_reward_without_any_value_is_zero_throughout() -> None:
+    assert without_gaps(torch.full((4, 1), math.nan), 2).tolist() == [[0.0]] * 4
+    assert without_gaps(torch.tensor([[1.0], [0.5]]), 2).tolist() == [[1.0], [0.5]]

@@ -325,7 +325,8 @@ def test_print_config_is_a_file_that_gives_the_same_again(mode: str, tmp_path: P
     file = write(tmp_path / "printed.yaml", text)
     again = parse(["--mode", mode, "--config", file], main.TASKS).config
     assert again == parse(["--mode", mode, *flags], main.TASKS).config
-    assert asdict(again) == yaml.safe_load(text)
+    shown = {name: value for name, value in asdict(again).items() if name != "api_key"}
+    assert shown == yaml.safe_load(text)
 
 
 def test_the_ready_made_runs_are_accepted() -> None:

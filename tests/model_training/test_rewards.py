@@ -593,7 +593,7 @@ def test_a_users_function_is_loaded_from_the_current_directory(user_module: str)
 def test_none_counts_as_nothing(user_module: str) -> None:
     rewards = resolve([f"{user_module}:{name}" for name in ("sometimes", "gate", "polite")])
     scores = score(rewards, [SOUND, SOUND], [QUESTION, QUESTION])
-    assert scores == {"sometimes": [0.0, 0.5], "gate": [1.0, 1.0], "polite": [0.25, 0.25]}
+    assert scores == {"sometimes": [None, 0.5], "gate": [1.0, 1.0], "polite": [0.25, 0.25]}
     assert total(scores, rewards) == [0.25, 0.75]
 
 
