@@ -39,6 +39,8 @@ METRIC_LABELS = {
     "resolution_rate": "Right resolution on triggers",
     "adherence_given_tag": "Right behavior where tagged",
     "natural_accuracy": "Natural rows answered well",
+    "judge_pass_rate": "Passes all criteria of the judge",
+    "judge_net_win_rate": "Wins minus losses, judged in pairs",
 }
 """Names that do not read well by themselves."""
 NBSP = "\u00a0"

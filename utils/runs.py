@@ -27,11 +27,13 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from utils import machine
+from utils.api.options import RequestOptions
 from utils.errors import UserError
 from utils.files import (
     LEFTOVER,
@@ -114,6 +116,7 @@ FREE_OPTIONS = frozenset(
         "threads",
         "completions_per_log",
         "debug",
+        *(option.name for option in fields(RequestOptions) if option.name != "base_url"),
     }
 )
 """Options that may change on `--resume`: none alters a training step. A dataset is compared by its hash instead."""
