@@ -26,8 +26,9 @@ from evaluation.guardrail_figures import confusion_matrix, detection_efficiency,
 from evaluation.guardrail_numbers import EVALUATION, TASK, Guards, guards_of, load_guards, read_guards
 from evaluation.guardrail_report import CURVES, contents_of
 from utils.pictures import draw_all, write_pictures
-from utils.runs import MANIFEST, read_manifest
+from utils.runs import MANIFEST
 from utils.series import Run, runs_below
+from utils.sound import sound_manifest
 from utils.visualization import render_report, write_report
 
 REPORT = "training_report.html"
@@ -45,7 +46,7 @@ PICTURES: dict[str, tuple[Callable[[Guards], bytes | None], str]] = {
 def is_guardrail(directory: Path) -> bool:
     """Whether a directory holds guardrails: a run of one, runs of some below it, or their evaluation."""
     if (directory / MANIFEST).is_file():
-        return bool(read_manifest(directory).get("task") == TASK)
+        return bool(sound_manifest(directory)[0].get("task") == TASK)
     return (directory / EVALUATION).is_file() or bool(runs_below(directory, TASK))
 
 
@@ -71,7 +72,7 @@ def draw(guards: Guards, say: Callable[[str], None] = lambda line: None) -> dict
 
 def live_page(directory: Path) -> Callable[[Run, str], str]:
     """How the server makes the page anew: curves each time, pictures of an evaluation only when that has changed."""
-    from utils.server import files_version
+    from utils.live import files_version
 
     drawn: dict[str, dict[str, bytes]] = {}
 

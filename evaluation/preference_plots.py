@@ -86,7 +86,7 @@ def draw(run: Run, say: Callable[[str], None] = lambda line: None) -> dict[str, 
 
 def live_page(directory: Path) -> Callable[[Run, str], str]:
     """How the server makes the page anew: pictures only when the evaluation has changed, which is seldom."""
-    from utils.server import files_version
+    from utils.live import files_version
 
     drawn: dict[str, dict[str, bytes]] = {}
 

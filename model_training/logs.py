@@ -2,7 +2,8 @@
 
 A log event is a row of metrics.jsonl, with the trainer's own metric names and the run's global step (the warm-up's
 steps come first). GRPO's loss is near zero by construction and says nothing; what tells that something is wrong are the
-alarms, each raised once in a run, as a row of its own and a line on stderr. Of GRPO
+alarms, each raised once in a run, as a row of its own and a line on stderr. On a terminal a table with the newest
+numbers takes the place of the lines (utils.terminal). Alarms of GRPO
 
     dead groups        for 20 log events no reward differed within any group: nothing is learned
     all clipped        for 5 log events every completion ran into its longest length: no answer ever ends
@@ -31,7 +32,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -40,14 +41,15 @@ from typing import Any
 from transformers import TrainerCallback
 
 from utils.errors import WorkError
-from utils.runs import log_completion, log_metrics, read_metrics
+from utils.files import write_json_atomic
+from utils.runs import MANIFEST, log_completion, log_metrics, read_manifest, read_metrics
+from utils.terminal import LINE_EVERY, Progress, is_live, live_view, plain_line, seconds_left, take
 
 Row = dict[str, Any]
 
 DEAD_LOGS, CLIPPED_LOGS, WINDOW, FORMAT_DROP = 20, 5, 20, 0.05
 SAME_REWARD, NO_SPREAD, COIN_EVALUATIONS = 1e-6, 1e-3, 3
 HALVED = math.log(2)
-LINE_EVERY = 10
 TOTAL = "_total"
 """Name of the column that the trainer's `reward` is made of: weighted sum times gates."""
 INTERNAL = ("epoch", "total_flos", f"rewards/{TOTAL}/mean", f"rewards/{TOTAL}/std")
@@ -125,9 +127,11 @@ def _mean(rows: Sequence[Row], key: str) -> float:
 
 @dataclass
 class Interrupt:
-    """Whether the user, or the machine, asked the run to stop; a step under way is finished first."""
+    """Whether the user, or the machine, asked the run to stop; a step under way is finished first. `closing` is closed
+    however the run ends."""
 
     asked: bool = False
+    closing: ExitStack = field(default_factory=ExitStack)
 
 
 @contextmanager
@@ -146,7 +150,8 @@ def catch_signals() -> Iterator[Interrupt]:
     except ValueError:  # signals belong to the main thread; elsewhere its handlers stay
         old = {}
     try:
-        yield interrupt
+        with interrupt.closing:
+            yield interrupt
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
@@ -173,6 +178,11 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
     samples: list[Row] = field(default_factory=list)
     logged_at: float = 0.0
     logged_tokens: int = 0
+    progress: Progress = field(init=False)
+    is_on_screen: bool = False
+
+    def __post_init__(self) -> None:
+        self.progress = Progress(str(self.run), planned_steps=self.last_step)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.logged_at, self.logged_tokens = time.perf_counter(), -1
@@ -183,7 +193,26 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
                     self.raised.add(row["alarm"].partition(":")[0])
                 else:
                     self.history.append(row)
+            for row in self.history:
+                take(self.progress, row)
             self.history = self.history[-2 * WINDOW :]
+        if self.is_writer:
+            self._open_view()
+
+    def _open_view(self) -> None:
+        """State in the manifest how many steps there will be, and show a table if there is a terminal for it."""
+        manifest = read_manifest(self.run)
+        stages = [manifest["config"].get(option) or 0 for option in ("sft_steps", "max_steps")]
+        planned = sum(stages) if self.split == "sft" else self.last_step
+        write_json_atomic(self.run / MANIFEST, manifest | {"planned_steps": planned})
+        self.progress.task, self.progress.started = str(manifest.get("task", "")), time.time()
+        if is_live(sys.stderr):
+            self.interrupt.closing.enter_context(live_view(self.progress, sys.stderr))
+            self.is_on_screen = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress.status = "interrupted" if self.interrupt.asked else "done"
+        self.interrupt.closing.close()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
@@ -215,8 +244,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
             for sample in self.samples[: self.completions_per_log]:
                 log_completion(self.run, {"step": step} | sample)
             self._alarm(step, row)
-            if state.global_step % (LINE_EVERY * args.logging_steps) == 0 or state.global_step >= state.max_steps:
-                print(self._line(row), file=sys.stderr, flush=True)
+            self._tell(row, state.global_step % (LINE_EVERY * args.logging_steps) == 0 or step >= self.last_step)
         self.stop_unless_finite(step, row)
 
     def stop_unless_finite(self, step: int, row: Row) -> None:
@@ -232,7 +260,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         """Write the measurements on held-out data, as rows of split `eval`, and a line."""
         row = {"step": step, "split": "eval"} | row | self._epoch(step)
         log_metrics(self.run, row)
-        print(self._line(row), file=sys.stderr, flush=True)
+        self._tell(row, is_line_due=True)
         self.stop_unless_finite(step, row)
 
     def _epoch(self, step: int) -> Row:
@@ -255,26 +283,14 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         for kind, text in found.items():
             if kind not in self.raised:
                 self.raised.add(kind)
-                log_metrics(self.run, {"step": step, "split": self.split, "alarm": text})
+                alarm = {"step": step, "split": self.split, "alarm": text}
+                log_metrics(self.run, alarm)
+                take(self.progress, alarm)
                 print(f"ALARM at step {step}: {text}", file=sys.stderr, flush=True)
 
-    def _line(self, row: Row) -> str:
-        names = {
-            "loss": "loss",
-            "accuracy": "accuracy",
-            "rewards/accuracies": "accuracy",
-            "behavior_score": "behavior",
-            "tag_recall": "tag recall",
-            "mean_spread": "spread",
-            "mean_token_accuracy": "token accuracy",
-            "reward": "reward",
-            "strict_format_rate": "strict format",
-            "completions/mean_length": "tokens",
-            "frac_reward_zero_std": "dead groups",
-            "entropy": "entropy",
-            "tokens_per_s": "tokens/s",
-            "pairs_per_s": "pairs/s",
-        }
-        shown = [key for key in names if row.get(key) is not None and not (key == "loss" and self.split == "grpo")]
-        values = "  ".join(f"{names[key]} {row[key]:.4g}" for key in shown)
-        return f"{row['split']} {row['step']}/{self.last_step}  {values}"
+    def _tell(self, row: Row, is_line_due: bool) -> None:
+        """Show a row: in the table, or as a line where there is none and one is due."""
+        take(self.progress, {"time": time.time()} | row)
+        if is_line_due and not self.is_on_screen:
+            line = plain_line(row, self.last_step, seconds_left(self.progress))
+            print(line, file=sys.stderr, flush=True)

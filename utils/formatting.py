@@ -98,12 +98,13 @@ def duration(seconds: float) -> str:
 
 
 def moment(value: object) -> str:
-    """A manifest's time stamp, in UTC to the minute."""
-    if isinstance(value, (int, float)):
-        when = datetime.fromtimestamp(value, UTC)
-    elif isinstance(value, str):
-        when = datetime.fromisoformat(value).astimezone(UTC)
-    else:
+    """A manifest's time stamp, in UTC to the minute; "unknown" for what is none."""
+    try:
+        if isinstance(value, str):
+            when = datetime.fromisoformat(value).astimezone(UTC)
+        else:
+            when = datetime.fromtimestamp(value, UTC)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError, OSError):
         return "unknown"
     return when.strftime("%Y-%m-%d %H:%M UTC")
 

@@ -11,18 +11,27 @@ it. What a run measures on held-out data while it trains (split `eval`) makes se
 
 from __future__ import annotations
 
-import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from utils.columns import ABSENT, Table, read_metrics_table
+from utils.completion_rows import sample_rows
+from utils.downsample import extremes
 from utils.errors import UserError
-from utils.runs import MANIFEST, METRICS, read_completions, read_manifest, read_metrics
+from utils.runs import COMPLETIONS, MANIFEST, METRICS
+from utils.sound import sound_evaluation, sound_manifest, unix_time
 
-ROW_KEYS = {"step", "time", "split", "resumes", "alarm", "epoch"}
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+MOST_POINTS = 4000
+"""Points of one series; of more, the extremes are kept."""
+MOST_COMPLETIONS, MOST_COMPLETION_BYTES = 100_000, 200 << 20
 STAGE_NAMES = {"sft": "warm-up", "grpo": "GRPO", "train": "training"}
 HELD_OUT = "eval"
 
@@ -32,19 +41,45 @@ Group = Literal["loss", "pairs", "guard", "reward", "health"]
 
 @dataclass(frozen=True)
 class Series:
+    """What was logged of a metric. Of a long one the extremes alone are kept (utils.downsample): then `logged` says how
+    many points there were, and `means` holds, point by point, the mean of the neighborhood that it stands for."""
+
     steps: tuple[int, ...]
     values: tuple[float | None, ...]
+    means: tuple[float | None, ...] | None = None
+    logged: int | None = None
 
     def within(self, first_step: int, last_step: int) -> Series:
-        kept = [
-            (step, value)
-            for step, value in zip(self.steps, self.values, strict=True)
-            if first_step <= step <= last_step
-        ]
-        return Series(tuple(step for step, _ in kept), tuple(value for _, value in kept))
+        places = [index for index, step in enumerate(self.steps) if first_step <= step <= last_step]
+        if len(places) == len(self.steps):
+            return self
+        logged = None if self.logged is None else round(self.logged * len(places) / len(self.steps))
+        return self._at(places, self.means, logged)
+
+    def thinned(self, most: int) -> Series:
+        """At most so many points, the extremes among them."""
+        if len(self.steps) <= most:
+            return self
+        import numpy as np
+
+        kept = extremes(np.array(self.values, dtype=np.float64), most)
+        thinned = self._at(kept.indices.tolist(), self.means, self.logged or len(self.steps))
+        return thinned if self.means else replace(thinned, means=with_gaps(kept.means))
+
+    def _at(self, places: Sequence[int], means: tuple[float | None, ...] | None, logged: int | None) -> Series:
+        return Series(
+            tuple(self.steps[place] for place in places),
+            tuple(self.values[place] for place in places),
+            None if means is None else tuple(means[place] for place in places),
+            logged,
+        )
 
     def numbers(self) -> list[float]:
         return [value for value in self.values if value is not None]
+
+    def averages(self) -> tuple[float | None, ...]:
+        """The values, or of a thinned series the means: what averages are to be made of."""
+        return self.values if self.means is None else self.means
 
 
 @dataclass(frozen=True)
@@ -80,6 +115,12 @@ class Run:
     """When the last row was logged, in Unix seconds: a run that says "running" may have been killed."""
     runs: dict[str, Run] = field(default_factory=dict)
     """The runs below a directory that is none itself, by the names of their directories."""
+    completions_total: int = 0
+    """How many completions were logged; `completions` holds as many of them as a page can."""
+    read: tuple[int, int] = (0, 0)
+    """How many bytes of metrics.jsonl and completions.jsonl are in it: whole lines."""
+    faults: tuple[str, ...] = ()
+    """What is missing or cannot be read, a line each: what is wrong, where, what to do."""
 
     @property
     def last_step(self) -> int:
@@ -87,9 +128,12 @@ class Run:
 
     @property
     def planned_steps(self) -> int | None:
+        planned = self.manifest.get("planned_steps")
+        if isinstance(planned, int) and planned > 0:
+            return planned
         config = self.manifest.get("config", {})
         parts = [config[key] for key in ("sft_steps", "max_steps") if isinstance(config.get(key), int)]
-        return sum(parts) if parts else None
+        return sum(parts) or None
 
 
 @dataclass(frozen=True)
@@ -118,29 +162,36 @@ class Panel:
 
 
 def load_run(run: Path) -> Run:
-    """Everything a run directory says, or a UserError when there is no run in it."""
-    manifest_file, metrics_file, completions_file = (
-        run / name for name in ("manifest.json", "metrics.jsonl", "completions.jsonl")
-    )
+    """Everything a run directory says; what is missing or cannot be read stands in `faults`.
+
+    Raises:
+        UserError: there is no run in it at all.
+    """
     evaluations = sorted(run.glob("evaluation/*.json"))
-    if not (manifest_file.is_file() or metrics_file.is_file() or evaluations):
+    if not ((run / MANIFEST).is_file() or (run / METRICS).is_file() or evaluations):
         raise UserError(_what_is_there(run))
-    manifest = read_manifest(run) if manifest_file.is_file() else {}
-    rows = read_metrics(run) if metrics_file.is_file() else []
-    measured = [row for row in rows if "alarm" not in row and isinstance(row.get("step"), int)]
-    times = [row["time"] for row in rows if isinstance(row.get("time"), (int, float))]
+    manifest, faults = sound_manifest(run)
+    table = read_metrics_table(run / METRICS)
+    sample = sample_rows(run / COMPLETIONS, MOST_COMPLETIONS, MOST_COMPLETION_BYTES)
+    evaluation, evaluation_faults = sound_evaluation(evaluations, manifest.get("task"))
+    times = table.times[table.times == table.times]
+    first, last = (float(times.min()), float(times.max())) if len(times) else (None, None)
     return Run(
         path=run,
         manifest=manifest,
-        series=_to_series(measured),
-        stages=_stages(measured),
+        series=series_of(table),
+        stages=stages_of(table),
         alarms=tuple(
-            Alarm(row["step"], str(row.get("split", "")), str(row["alarm"])) for row in rows if "alarm" in row
+            Alarm(int(table.steps[place]), table.split_names[table.splits[place]], text)
+            for place, text in table.alarms.items()
         ),
-        completions=read_completions(run) if completions_file.is_file() else [],
-        evaluation=_read_evaluation(evaluations, manifest.get("task")),
-        seconds=_wall_seconds(manifest, times),
-        last_logged=max(times, default=None),
+        completions=[_completion(row) for row in sample.rows],
+        evaluation=evaluation,
+        seconds=_wall_seconds(manifest, first, last),
+        last_logged=last,
+        completions_total=sample.total,
+        read=(table.read, sample.read),
+        faults=(*faults, *table.faults, *sample.faults, *evaluation_faults),
     )
 
 
@@ -150,21 +201,28 @@ def load_runs(directory: Path, task: str) -> Run:
     Raises:
         UserError: there is neither such a run, nor one below, nor evaluation/<task>.json.
     """
-    manifest = read_manifest(directory) if (directory / MANIFEST).is_file() else {}
+    manifest, _ = sound_manifest(directory)
     if manifest.get("task") == task or (not manifest and (directory / METRICS).is_file()):
         return load_run(directory)
     runs = {path.name: load_run(path) for path in runs_below(directory, task)}
-    evaluation = _read_evaluation(sorted(directory.glob("evaluation/*.json")), task)
+    evaluation, faults = sound_evaluation(sorted(directory.glob("evaluation/*.json")), task)
     if not runs and evaluation is None:
         return load_run(directory)
     alarms = [replace(alarm, text=f"{name}: {alarm.text}") for name, run in runs.items() for alarm in run.alarms]
-    return Run(directory, {}, {}, (), tuple(alarms), [], evaluation, None, None, runs)
+    faults += tuple(f"{name}: {fault}" for name, run in runs.items() for fault in run.faults)
+    unread = [path for path in _with_manifest(directory) if not sound_manifest(path)[0]]
+    faults += tuple(f"{path.name}: {fault}" for path in unread for fault in sound_manifest(path)[1])
+    return Run(directory, {}, {}, (), tuple(alarms), [], evaluation, None, None, runs, faults=faults)
 
 
 def runs_below(directory: Path, task: str) -> list[Path]:
     """The directories in a directory that hold a run of the task."""
+    return [path for path in _with_manifest(directory) if sound_manifest(path)[0].get("task") == task]
+
+
+def _with_manifest(directory: Path) -> list[Path]:
     below = sorted(directory.iterdir()) if directory.is_dir() else []
-    return [path for path in below if (path / MANIFEST).is_file() and read_manifest(path).get("task") == task]
+    return [path for path in below if (path / MANIFEST).is_file()]
 
 
 def _what_is_there(run: Path) -> str:
@@ -180,67 +238,69 @@ def _what_is_there(run: Path) -> str:
     )
 
 
-def _to_series(rows: list[dict[str, Any]]) -> dict[str, Series]:
-    points: dict[str, dict[int, float | None]] = {}
-    for row in rows:
-        for key, value in row.items():
-            if key not in ROW_KEYS and (value is None or _is_metric(value)):
-                name = f"{HELD_OUT}/{key}" if row.get("split") == HELD_OUT else key
-                points.setdefault(name, {})[row["step"]] = finite(value)
-    return {
-        key: Series(tuple(sorted(values)), tuple(values[step] for step in sorted(values)))
-        for key, values in points.items()
-        if any(value is not None for value in values.values())
-    }
+def series_of(table: Table, most: int = MOST_POINTS) -> dict[str, Series]:
+    """By metric; of a step that is there twice, in two splits, the last row."""
+    import numpy as np
+
+    held_out = np.isin(table.splits, [code for code, name in enumerate(table.split_names) if name == HELD_OUT])
+    found = {}
+    for name in table.names:
+        column = table.column(name)
+        for key, rows in ((name, ~held_out), (f"{HELD_OUT}/{name}", held_out)):
+            logged = rows & (column != ABSENT)
+            steps, values = table.steps[logged], column[logged]
+            last = np.append(steps[1:] != steps[:-1], True)[: len(steps)]
+            steps, values = steps[last], values[last]
+            if not np.isnan(values).all():
+                found[key] = to_series(steps, values, most)
+    return found
 
 
-def _is_metric(value: object) -> bool:
-    if isinstance(value, str):
-        return value.lower() in ("nan", "inf", "-inf", "infinity", "-infinity")
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def to_series(steps: NDArray[np.int64], values: NDArray[np.float64], most: int = MOST_POINTS) -> Series:
+    """All points, or of too many the extremes."""
+    if len(steps) <= most:
+        return Series(tuple(steps.tolist()), with_gaps(values))
+    kept = extremes(values, most)
+    return Series(
+        tuple(steps[kept.indices].tolist()), with_gaps(values[kept.indices]), with_gaps(kept.means), len(steps)
+    )
+
+
+def with_gaps(values: NDArray[np.float64]) -> tuple[float | None, ...]:
+    return tuple(None if value != value else value for value in values.tolist())
+
+
+def _completion(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose rewards are numbers or None, whatever was logged."""
+    rewards = row.get("rewards")
+    known = {name: finite(value) for name, value in rewards.items()} if isinstance(rewards, dict) else {}
+    return row | {"rewards": known, "total": finite(row.get("total"))}
 
 
 def finite(value: Any) -> float | None:
     """The number, or None for what was logged as null, "NaN" or infinite."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if abs(value) < 1e308 else None
 
 
-def _stages(rows: list[dict[str, Any]]) -> tuple[Stage, ...]:
-    steps: dict[str, list[int]] = {}
-    for row in rows:
-        if row.get("split") != HELD_OUT:
-            steps.setdefault(str(row.get("split", "train")), []).append(row["step"])
-    stages = [Stage(split, min(of_split), max(of_split)) for split, of_split in steps.items()]
+def stages_of(table: Table) -> tuple[Stage, ...]:
+    import numpy as np
+
+    measured = np.ones(len(table.steps), dtype=bool)
+    measured[list(table.alarms)] = False
+    stages = []
+    for code, name in enumerate(table.split_names):
+        steps = table.steps[(table.splits == code) & measured]
+        if name != HELD_OUT and len(steps):
+            stages.append(Stage(name, int(steps[0]), int(steps[-1])))
     return tuple(sorted(stages, key=lambda stage: stage.first_step))
 
 
-def _read_evaluation(files: list[Path], task: str | None) -> dict[str, Any] | None:
-    """The evaluation of the run's own task; without a manifest, the first there is."""
-    of_task = [file for file in files if task in (None, file.stem)]
-    if not of_task:
-        return None
-    file = of_task[0]
-    try:
-        evaluation = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as fault:
-        raise UserError(f"{file}: not valid JSON ({fault}); run --mode evaluate again") from fault
-    if not isinstance(evaluation, dict) or not isinstance(evaluation.get("models"), dict):
-        raise UserError(f'{file}: no evaluation (expected an object with "models"); run --mode evaluate again')
-    return evaluation
-
-
-def _wall_seconds(manifest: dict[str, Any], times: list[float]) -> float | None:
-    started = _unix(manifest.get("started")) or min(times, default=None)
-    ended = _unix(manifest.get("ended")) or max(times, default=None)
+def _wall_seconds(manifest: dict[str, Any], first: float | None, last: float | None) -> float | None:
+    started = unix_time(manifest.get("started")) or first
+    ended = unix_time(manifest.get("ended")) or last
     return max(0.0, ended - started) if started is not None and ended is not None else None
-
-
-def _unix(moment: object) -> float | None:
-    if isinstance(moment, str):
-        return datetime.fromisoformat(moment).timestamp()
-    return float(moment) if isinstance(moment, (int, float)) else None
 
 
 # ----------------------------------------------------------------------------------------------------- panels
@@ -340,18 +400,18 @@ def reward_title(name: str) -> str:
 def smooth(series: Series, window: int) -> Series:
     """Centered moving average over `window` log events; gaps stay gaps and count for nothing."""
     reach = window // 2
-    totals, counts = [0.0], [0]
-    for value in series.values:
+    shown, totals, counts = series.averages(), [0.0], [0]
+    for value in shown:
         totals.append(totals[-1] + (value or 0.0))
         counts.append(counts[-1] + (value is not None))
 
     def average(index: int) -> float | None:
-        low, high = max(0, index - reach), min(len(series.values), index + reach + 1)
-        if series.values[index] is None:
+        low, high = max(0, index - reach), min(len(shown), index + reach + 1)
+        if shown[index] is None:
             return None
         return (totals[high] - totals[low]) / (counts[high] - counts[low])
 
-    return Series(series.steps, tuple(average(index) for index in range(len(series.values))))
+    return Series(series.steps, tuple(average(index) for index in range(len(shown))))
 
 
 def thin(series: Series, most: int = 300) -> Series:
@@ -359,9 +419,9 @@ def thin(series: Series, most: int = 300) -> Series:
     size = math.ceil(len(series.steps) / most)
     if size <= 1:
         return series
-    steps, values = [], []
+    averages, steps, values = series.averages(), [], []
     for start in range(0, len(series.steps), size):
-        known = [value for value in series.values[start : start + size] if value is not None]
+        known = [value for value in averages[start : start + size] if value is not None]
         steps.append(series.steps[min(start + size // 2, len(series.steps) - 1)])
         values.append(sum(known) / len(known) if known else None)
     return Series(tuple(steps), tuple(values))
@@ -419,7 +479,7 @@ def is_bounded(panel: Panel) -> bool:
 
 def ends(series: Series, share: float = 0.1) -> tuple[float, float] | None:
     """Mean of the first and of the last tenth of the log events."""
-    known = series.numbers()
+    known = [value for value in series.averages() if value is not None]
     if not known:
         return None
     count = max(1, round(len(known) * share))

@@ -1,13 +1,15 @@
-"""Draws a run: PNG plots (utils.plots) and one self-contained HTML page (jinja2, inline SVG), from its files alone.
+"""Draws a run: PNG plots (utils.plots) and one self-contained HTML page (jinja2), from its files alone.
 
     python main.py --mode visualize --output_dir outputs [--start_server --server_port 8000]
 
 `utils.series` and `utils.tables` read and decide what there is to show; this file only gives it a shape. What a task
 has to say of its own, it says as `Contents`: words, tiles, and sections of pictures, tables and texts.
 
-The page asks the network for nothing and runs no script. What a model wrote is untrusted: every value that reaches the
-template is escaped (jinja2 autoescape) after `neutralize` has made control, zero-width and bidirectional characters
-visible, so that no text can act on the page or reorder what stands beside it.
+The page reads and prints without its script, which makes curves to zoom into and completions to browse of the data of
+`utils.report_data`. A directory whose runs lie below it (`run.runs`) is a page of all of them, overlaid. The page asks
+the network for nothing and runs this one script. What a model wrote is untrusted: every value that reaches the template
+is escaped (jinja2 autoescape) after `neutralize` has made control, zero-width and bidirectional characters visible, so
+that no text can act on the page or reorder what stands beside it; the script does the same with what it shows.
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from utils.charts import chart
 from utils.files import write_atomic
@@ -37,38 +38,16 @@ from utils.formatting import (
     number,
     untrusted,
 )
+from utils.interval_bars import bar_in_category, bar_in_column, bar_in_row, bar_of_difference
+from utils.page import HERE, TEMPLATE, pack, pack_rows, policy, script, style
 from utils.plots import write_plots
+from utils.report_data import report_data
 from utils.series import Panel, Run, ends, is_rate, load_run, panels, reward_title, sample_completions
 from utils.tables import Cell, category_tables, evaluation_table, failure_table, paired_table
+from utils.verdict import verdict
 
-TEMPLATE = "report.html.jinja"
 MANIFEST_KEYS = ("task", "status", "reason", "started", "resumes", "dataset", "git_commit")
 COMPLETION_KEYS = ("step", "prompt", "completion", "visible", "hidden", "failure", "rewards", "total")
-
-LIVE_SCRIPT = Markup("""
-(() => {
-  const note = document.getElementById("live");
-  async function follow() {
-    try {
-      const version = await (await fetch("/version", { cache: "no-store" })).text();
-      const main = document.querySelector("main");
-      if (version !== main.dataset.version) {
-        const page = await (await fetch("/", { cache: "no-store" })).text();
-        const fresh = new DOMParser().parseFromString(page, "text/html").querySelector("main");
-        const open = new Map([...main.querySelectorAll("details[id]")].map((d) => [d.id, d.open]));
-        fresh.querySelectorAll("details[id]").forEach((d) => { if (open.has(d.id)) d.open = open.get(d.id); });
-        const scrolled = window.scrollY;
-        main.replaceWith(fresh);
-        window.scrollTo(window.scrollX, scrolled);
-      }
-      note.textContent = "follows the run";
-    } catch {
-      note.textContent = "server gone; this is the last state";
-    }
-  }
-  setInterval(follow, 2000);
-})();
-""")
 
 
 def visualize(output_dir: str, start_server: bool, server_port: int, host: str) -> None:
@@ -83,7 +62,7 @@ def visualize(output_dir: str, start_server: bool, server_port: int, host: str) 
     if start_server:
         from utils.server import serve
 
-        serve(directory, host, server_port)
+        serve(directory, host, server_port, render_report)
 
 
 # ------------------------------------------------------------------------------------------ what a task can add
@@ -166,6 +145,8 @@ class Contents:
     curves: list[Picture] = field(default_factory=list)
     no_curves: str = "No metrics yet: the first appear with the first log event of --mode train."
     writes_completions: bool = True
+    first_sections: list[Section] = field(default_factory=list)
+    """Stand before the curves; `sections` after the evaluation."""
     sections: list[Section] = field(default_factory=list)
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -174,52 +155,71 @@ class Contents:
 
 
 def write_report(run: Run, path: Path, contents: Contents | None = None) -> None:
-    """One HTML file that needs nothing else: styles, charts and pictures inside, no script, no network."""
+    """One HTML file that needs nothing else: style, script, data and pictures inside, no network."""
     write_atomic(path, render_report(run, contents=contents))
 
 
 def render_report(run: Run, version: str | None = None, contents: Contents | None = None) -> str:
-    """The page as text. With a `version` it is the server's: it asks `/version` and takes up what changed."""
+    """The page as text. With a `version` it is the server's, and follows the run from that version on."""
     contents = contents or Contents()
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader,
+    found = panels(run)
+    below = {name: panels(one) for name, one in run.runs.items()}
+    everything = [panel for of_run in (found, *below.values()) for panel in of_run]
+    shown = sample_completions(run.completions)
+    data = report_data([run])
+    rows = data["completions"].pop("rows")
+    return (
+        environment()
+        .get_template(TEMPLATE)
+        .render(
+            run=run,
+            manifest=dict.fromkeys(MANIFEST_KEYS) | run.manifest,
+            config={"model_name": None} | run.manifest.get("config", {}),
+            version=version,
+            contents=contents,
+            verdict=contents.verdict or verdict(run),
+            tiles=training_tiles(found) if contents.training is None else contents.training,
+            held_out=held_out_tiles(run) if contents.held_out is None else contents.held_out,
+            charts=[chart(panel) for panel in found],
+            charts_below={name: [chart(panel) for panel in of_run] for name, of_run in below.items() if of_run},
+            has_spread=any(panel.spread for panel in everything),
+            has_held_out=any(panel.held_out for panel in everything),
+            completions=[dict.fromkeys(COMPLETION_KEYS) | row for row in shown],
+            total=data["completions"]["total"],
+            scales=reward_scales(shown),
+            table=evaluation_table(run.evaluation) if run.evaluation else None,
+            paired=paired_table(run.evaluation) if run.evaluation else None,
+            categories=category_tables(run.evaluation) if run.evaluation else [],
+            failures=failure_table(run.evaluation) if run.evaluation else ([], []),
+            reproduce=reproduce(run.manifest),
+            facts=flatten(run.manifest),
+            recipes=recipes(run, contents),
+            data=pack(data),
+            row_blocks=pack_rows(rows),
+        )
+    )
+
+
+def environment() -> Environment:
+    """Jinja with the rules of this page: everything is escaped, and what a template misses is an error."""
+    made = Environment(
+        loader=FileSystemLoader(HERE),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=neutralize,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(untrusted=untrusted, moment=moment, duration=duration, reward_title=reward_title)
-    environment.globals.update(number=number, metric_value=metric_value, basis=basis, label=metric_label)
-    environment.globals.update(score=score, bar=bar)
-    found = panels(run)
-    below = {name: panels(one) for name, one in run.runs.items()}
-    everything = [panel for of_run in (found, *below.values()) for panel in of_run]
-    shown = sample_completions(run.completions)
-    return environment.get_template(TEMPLATE).render(
-        run=run,
-        manifest=dict.fromkeys(MANIFEST_KEYS) | run.manifest,
-        config={"model_name": None} | run.manifest.get("config", {}),
-        version=version,
-        live_script=LIVE_SCRIPT,
-        contents=contents,
-        tiles=training_tiles(found) if contents.training is None else contents.training,
-        held_out=held_out_tiles(run) if contents.held_out is None else contents.held_out,
-        charts=[chart(panel) for panel in found],
-        charts_below={name: [chart(panel) for panel in of_run] for name, of_run in below.items() if of_run},
-        has_spread=any(panel.spread for panel in everything),
-        has_held_out=any(panel.held_out for panel in everything),
-        completions=[dict.fromkeys(COMPLETION_KEYS) | row for row in shown],
-        scales=reward_scales(shown),
-        table=evaluation_table(run.evaluation) if run.evaluation else None,
-        paired=paired_table(run.evaluation) if run.evaluation else None,
-        categories=category_tables(run.evaluation) if run.evaluation else [],
-        failures=failure_table(run.evaluation) if run.evaluation else ([], []),
-        reproduce=reproduce(run.manifest),
-        facts=flatten(run.manifest),
-        recipes=recipes(run, contents),
+    made.filters.update(untrusted=untrusted, moment=moment, duration=duration, reward_title=reward_title)
+    made.globals.update(number=number, metric_value=metric_value, basis=basis, label=metric_label, score=score, bar=bar)
+    made.globals.update(
+        bar_in_row=bar_in_row,
+        bar_in_column=bar_in_column,
+        bar_in_category=bar_in_category,
+        bar_of_difference=bar_of_difference,
     )
+    made.globals.update(script=script(), style=style(), policy=policy(live=False))
+    return made
 
 
 def held_out_tiles(run: Run, most: int = 6) -> list[Tile]:

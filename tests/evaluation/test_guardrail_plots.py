@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,7 @@ from tests.evaluation.make_guardrail_run import edit, make_adapter, make_adapter
 from tests.utils.make_run import make_run
 from tests.utils.page import Page
 from utils.errors import UserError
-from utils.server import Page as LivePage
-from utils.server import files_version
+from utils.live import Follower, files_version
 
 
 def show(directory: Path) -> None:
@@ -59,7 +59,7 @@ def test_the_page_is_one_file_that_holds_its_pictures(drawn: tuple[Path, list[st
     sources = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
     assert len(sources) == 4 and all(value.startswith("data:image/png;base64,") for value in sources)
     assert all(value for tag, name, value in page.attributes if (tag, name) == ("img", "alt"))
-    assert "http://" not in html and "https://" not in html and not {"script", "link", "iframe"} & set(page.tags)
+    assert not page.addresses and "iframe" not in page.tags
     ids = [value for _, name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
 
@@ -86,7 +86,7 @@ def test_the_page_says_what_was_found(drawn: tuple[Path, list[str]]) -> None:
         "No alarm was raised.",
     ):
         assert expected in page.text, expected
-    for absent in ("Sampled completions", "Rollouts", "No metrics yet", "holds no manifest", "grammar"):
+    for absent in ("Sampled completions", "Rollouts", "No metrics yet", "holds no manifest"):
         assert absent not in page.text, absent
 
 
@@ -183,19 +183,19 @@ def test_runs_of_other_tasks_beside_and_above_do_not_count(tmp_path: Path) -> No
     assert "Not evaluated yet" in text and "Dead groups" not in text
 
 
-@pytest.mark.parametrize(
-    ("file", "said"),
-    [
-        ("politics.vary_all/adapter/subtext.json", r"subtext\.json: not valid JSON .* train this adapter again"),
-        ("politics.vary_all/manifest.json", r"cannot read .*manifest\.json"),
-        ("evaluation/guardrail.json", r"guardrail\.json: not valid JSON .* run --mode evaluate again"),
-    ],
-)
-def test_broken_files_are_named(tmp_path: Path, file: str, said: str) -> None:
+def test_a_broken_note_of_an_adapter_is_named(tmp_path: Path) -> None:
+    make_evaluation(make_adapter(tmp_path, steps=4, chosen=4).parent, ("base", "single"))
+    (tmp_path / "politics.vary_all/adapter/subtext.json").write_text('{"half": ')
+    with pytest.raises(UserError, match=r"subtext\.json: not valid JSON .* train this adapter again"):
+        show(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["politics.vary_all/manifest.json", "evaluation/guardrail.json"])
+def test_the_page_does_without_what_is_broken_and_says_so(tmp_path: Path, file: str) -> None:
     make_evaluation(make_adapter(tmp_path, steps=4, chosen=4).parent, ("base", "single"))
     (tmp_path / file).write_text('{"half": ')
-    with pytest.raises(UserError, match=said):
-        show(tmp_path)
+    text = page_of(tmp_path).text
+    assert f"{Path(file).name}: not valid JSON" in text and "Curves" in text
 
 
 # --- other ways to the page -----------------------------------------------------------------------------------------
@@ -214,17 +214,17 @@ def test_the_live_page_follows_the_runs_below(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("evaluation.guardrail_plots.draw", counted)
     monkeypatch.setattr("evaluation.guardrail_plots.learning_curves", lambda _: png)
     now = [0.0]
-    page = LivePage(tmp_path, live_page(tmp_path), load_guards, clock=lambda: now[0])
-    first, html = page.current()
+    page = Follower(tmp_path, live_page(tmp_path), load_guards, clock=lambda: now[0])
+    first, html = page.page()
     assert html.count("data:image/png") == 2 and f'data-version="{first}"' in html
     with (run / "metrics.jsonl").open("a") as log:
         log.write(json.dumps({"step": 11, "time": 1.0, "split": "train", "resumes": 0, "loss": 0.5}) + "\n")
     now[0] += 100
-    second, html = page.current()
+    second, html = page.page()
     assert second != first and "checkpoint 8 of 11 steps" in html and len(count) == 1
     edit(tmp_path, lambda report: report["models"].pop("single"))
     now[0] += 100
-    page.current()
+    page.page()
     assert len(count) == 2
 
 
@@ -242,6 +242,6 @@ def test_visualize_training_knows_the_task(
     assert is_guardrail(tmp_path) and is_guardrail(tmp_path / "politics.vary_all") and not is_guardrail(tmp_path / "x")
     make_evaluation(tmp_path, ("base", "single"))
     assert visualize_training.main(["--metrics_dir", str(tmp_path), "--mode", "report"]) == 0
-    assert "tag_recall           0.0" in capsys.readouterr().out
+    assert re.search(r"^tag_recall +\d", capsys.readouterr().out, re.MULTILINE)
     assert "Replies side by side" in (tmp_path / "training_report.html").read_text()
     assert not list(tmp_path.glob("*.png"))

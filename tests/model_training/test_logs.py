@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import io
+import re
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from model_training.logs import CLIPPED_LOGS, DEAD_LOGS, WINDOW, Interrupt, RunLog, alarms
+from model_training.logs import CLIPPED_LOGS, DEAD_LOGS, WINDOW, Interrupt, RunLog, alarms, catch_signals
 from utils.errors import WorkError
-from utils.runs import open_run, read_completions, read_metrics
+from utils.runs import open_run, read_completions, read_manifest, read_metrics
+from utils.terminal import take
 
 
 def row(**changes: float) -> dict[str, Any]:
@@ -118,3 +123,53 @@ def test_one_line_each_ten_events(tmp_path: Path, capsys: pytest.CaptureFixture[
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[1] for line in lines] == ["20/40", "30/40", "40/40"]
     assert "reward 1" in lines[0] and "strict format 0.9" in lines[0] and "loss" not in lines[0]
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_a_table_takes_the_place_of_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys, "stderr", stream)
+    log = make_log(tmp_path)
+    for step in range(1, 31):
+        log_event(log, step)
+    log.on_train_end(None, None, None)
+    assert sys.stderr is stream, "the stream is given back"
+    text = stream.getvalue()
+    assert "step 40 of 40" in text and "strict format" in text and "grpo 20/40" not in text
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1
+
+
+def test_the_table_goes_away_however_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys, "stderr", stream)
+    run = open_run(tmp_path / "run", task="secret", mode="train", config={})
+    with pytest.raises(WorkError), catch_signals() as interrupt:
+        log = RunLog(run, "grpo", 0, 30, 0, interrupt, is_writer=True)
+        log.on_train_begin(None, SimpleNamespace(global_step=0), None)
+        log_event(log, 1, loss=float("nan"))
+    assert sys.stderr is stream and "stopped" in stream.getvalue()
+    assert stream.getvalue().count("\x1b[?25h") == 1
+
+
+def test_the_manifest_says_how_many_steps_are_planned(tmp_path: Path) -> None:
+    log = make_log(tmp_path)
+    assert read_manifest(log.run)["planned_steps"] == 40 and read_manifest(log.run)["status"] == "running"
+    run = open_run(tmp_path / "both", task="secret", mode="train", config={"sft_steps": 10, "max_steps": 30})
+    warm_up = RunLog(run, "sft", 0, 10, 2, Interrupt(), is_writer=True)
+    warm_up.on_train_begin(None, SimpleNamespace(global_step=0), None)
+    assert read_manifest(run)["planned_steps"] == 40, "of both stages, while the first is under way"
+
+
+def test_a_line_says_how_long_it_will_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = make_log(tmp_path)
+    take(log.progress, {"split": "grpo", "step": 10, "time": time.time() - 40})
+    log_event(log, 10)
+    assert re.search(r"grpo 20/40 .* left (1 min 1\d|1 min 2\d) s", capsys.readouterr().err)

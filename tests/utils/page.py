@@ -18,7 +18,7 @@ HOSTILE = [
 
 
 class Page(HTMLParser):
-    """Every element and attribute of a page, and its text."""
+    """Every element and attribute of a page, and its text without that of styles, scripts and data."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -27,9 +27,17 @@ class Page(HTMLParser):
         self.text = ""
         self.feed(html)
 
+    @property
+    def addresses(self) -> list[str]:
+        """What elements would load or lead to from elsewhere: every src, href and the like that is no data."""
+        names = ("src", "srcset", "href", "action", "poster", "data")
+        found = [value for _, name, value in self.attributes if name in names]
+        return [value for value in found if not value.startswith(("data:", "#"))]
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes += [(tag, name, value or "") for name, value in attrs]
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        if self.cdata_elem is None:
+            self.text += data

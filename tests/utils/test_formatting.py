@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from utils.formatting import basis, duration, metric_label, metric_value, neutralize, number, untrusted
+from utils.formatting import basis, duration, metric_label, metric_value, moment, neutralize, number, untrusted
 from utils.tables import Cell
 
 
@@ -45,3 +45,9 @@ def test_what_a_value_rests_on() -> None:
     assert basis("accuracy", Cell(0.5, 1200, 0.47, 0.53)) == "47.0 to 53.0\u00a0% · n\u00a01,200"
     assert basis("ties", Cell(3, 1200, None, None)) == "of 1,200"
     assert basis("r2", Cell(0.5, None, None, None)) == "no interval"
+
+
+@pytest.mark.parametrize("value", [None, "soon", "", 1e20, float("nan"), [1]])
+def test_a_moment_that_is_none_is_unknown(value: object) -> None:
+    assert moment(value) == "unknown"
+    assert moment("2026-01-02T03:04:05+00:00") == "2026-01-02 03:04 UTC"

@@ -106,12 +106,13 @@ def test_a_directory_without_a_run_is_named_with_what_it_holds(tmp_path: Path) -
         load_run(tmp_path / "notes.txt")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"models": 3}'])
-def test_a_broken_evaluation_is_named(tmp_path: Path, text: str) -> None:
-    make_run(tmp_path)
+@pytest.mark.parametrize("text", ["{", "[]", '{"models": 3}', "\x00", "[" * 100_000])
+def test_a_broken_evaluation_is_named_and_the_rest_is_shown(tmp_path: Path, text: str) -> None:
+    make_run(tmp_path, sft_steps=3, grpo_steps=0)
     (tmp_path / "evaluation" / "secret.json").write_text(text)
-    with pytest.raises(UserError, match=r"secret\.json: .*run --mode evaluate again"):
-        load_run(tmp_path)
+    run = load_run(tmp_path)
+    assert run.evaluation is None and run.last_step == 3
+    assert len(run.faults) == 1 and "secret.json" in run.faults[0] and "run --mode evaluate again" in run.faults[0]
 
 
 def test_panels_pair_every_reward_with_its_spread(tmp_path: Path) -> None:

@@ -4,25 +4,25 @@ import contextlib
 import http.client
 import json
 import os
-import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 import uvicorn
 
+import utils.live
 import utils.server
 from tests.utils.make_run import make_run
 from utils.errors import UserError
 from utils.series import Run
-from utils.server import Page, configuration, host_allowed, listen, print_address, serve
-from utils.visualization import render_report
-
-CHROMIUM = shutil.which("chromium")
+from utils.server import host_allowed, listen, make_server, print_address, serve
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,16 @@ class Answer:
     body: bytes
 
 
+def page_of(run: Run, mark: str) -> str:
+    """What these tests need of a page."""
+    return f'<body data-version="{mark}">step {run.last_step}'
+
+
 @contextlib.contextmanager
 def serving(run: Path, host: str = "127.0.0.1") -> Iterator[int]:
     """The real server on a free port, in a thread."""
     listener = listen(host, 0)
-    server = uvicorn.Server(configuration(run, host))
+    server = make_server(run, host, page_of)
     thread = Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
@@ -82,11 +87,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]
         yield run, port
 
 
-@pytest.mark.parametrize("path", ["/", "/training_report.html", "/?x=1"])
-def test_the_report_is_at_both_addresses(site: tuple[Path, int], path: str) -> None:
+@pytest.mark.parametrize("path", ["/", "/page", "/training_report.html", "/?x=1"])
+def test_the_report_is_at_these_addresses(site: tuple[Path, int], path: str) -> None:
     answer = ask(site[1], path)
     assert answer.status == 200 and answer.headers["content-type"] == "text/html; charset=utf-8"
-    assert b"secret \xc2\xb7 tiny" in answer.body and b"/version" in answer.body
+    assert b"step 10" in answer.body and int(answer.headers["content-length"]) == len(answer.body)
 
 
 def test_every_answer_carries_the_safety_headers(site: tuple[Path, int]) -> None:
@@ -151,6 +156,9 @@ def test_the_runs_own_files_are_served_as_they_are(site: tuple[Path, int], name:
         "/evaluation/folder.jsonl",
         "/training_report.html.bak",
         "/favicon.ico",
+        "/version",
+        "/events/",
+        "/page/",
     ],
 )
 def test_nothing_else_is(site: tuple[Path, int], path: str) -> None:
@@ -240,63 +248,243 @@ def test_all_ports_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
         listen("127.0.0.1", taken.getsockname()[1])
 
 
+def test_a_directory_that_lost_its_run_says_so(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with serving(tmp_path / "run") as port:
+        answer = ask(port, "/")
+        assert answer.status == 503 and b"no run here" in answer.body and b"looks again" in answer.body
+        assert ask(port, "/metrics.jsonl").status == 404
+    (tmp_path / "<script>").mkdir()
+    with serving(tmp_path / "<script>") as port:
+        assert b"<script>" not in ask(port, "/").body
+
+
+def test_a_broken_run_has_a_page_all_the_same(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", sft_steps=0, grpo_steps=5)
+    for name in ("manifest.json", "evaluation/secret.json"):
+        (run / name).write_text("{")
+    (run / "completions.jsonl").write_bytes(b"\xff\x00\n[]\n")
+    with serving(run) as port:
+        answer = ask(port, "/")
+        assert answer.status == 200 and b"step 5" in answer.body
+
+
+# ------------------------------------------------------------------------------------------------------- live
+
+
+class Viewer:
+    """One who holds the events open."""
+
+    def __init__(self, port: int, mark: str = "", last_event: str | None = None) -> None:
+        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        headers = {} if last_event is None else {"Last-Event-ID": last_event}
+        self.connection.request("GET", f"/events?last={mark}", headers=headers)
+        self.response = self.connection.getresponse()
+
+    def next(self) -> tuple[str, str, Any]:
+        """Name, id and data of the next event."""
+        fields: dict[str, str] = {}
+        while "data" not in fields:
+            line = self.response.readline().decode("ascii")
+            assert line, "the stream has ended"
+            name, _, value = line.rstrip("\n").partition(": ")
+            fields[name] = value
+        return fields["event"], fields["id"], json.loads(fields["data"])
+
+
 def grow(run: Path, step: int) -> None:
     with (run / "metrics.jsonl").open("a") as log:
         log.write(json.dumps({"step": step, "time": 1.0, "split": "grpo", "resumes": 0, "reward": 1.0}) + "\n")
 
 
-def test_the_page_follows_the_run_once_a_change_and_once_a_second(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = make_run(tmp_path, sft_steps=0, grpo_steps=5, alarms=False, status="running")
-    rendered: list[str] = []
+def mark_of(port: int) -> str:
+    return ask(port, "/").body.decode().split('"')[1]
 
-    def counted(run: Run, version: str) -> str:
-        rendered.append(version)
-        return render_report(run, version)
 
-    monkeypatch.setattr(utils.server, "render_report", counted)
-    now = [100.0]
-    page = Page(run, clock=lambda: now[0])
-    first, html = page.current()
-    assert f'data-version="{first}"' in html
-    now[0] += 5
-    assert page.current()[0] == first and len(rendered) == 1
+def steps_of(event: tuple[str, str, Any]) -> list[int]:
+    return [step for piece in event[2]["charts"] for step in piece["steps"]]
+
+
+@pytest.fixture
+def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, int]]:
+    monkeypatch.setattr(utils.server, "POLL_S", 0.05)
+    monkeypatch.setattr(utils.server, "HEARTBEAT_S", 0.4)
+    run = make_run(tmp_path / "run", sft_steps=0, grpo_steps=5, alarms=False, status="running")
+    with serving(run) as port:
+        yield run, port
+
+
+def test_a_viewer_gets_what_is_logged_and_what_it_missed_meanwhile(live: tuple[Path, int]) -> None:
+    run, port = live
+    mark = mark_of(port)
+    viewer = Viewer(port, mark)
+    assert viewer.response.getheader("Content-Type") == "text/event-stream; charset=utf-8"
+    assert viewer.response.getheader("Cache-Control") == "no-store"
+    assert viewer.next()[:2] == ("progress", mark)
     grow(run, 6)
-    second, html = page.current()
-    assert second != first and "1\u20136" in html and len(rendered) == 2
+    event = viewer.next()
+    assert event[0] == "append" and steps_of(event) == [6]
+    viewer.connection.close()
     grow(run, 7)
-    now[0] += 0.9
-    assert page.current()[0] == second and len(rendered) == 2
-    now[0] += 0.2
-    assert page.current()[0] != second and len(rendered) == 3
+    grow(run, 8)
+    assert steps_of(Viewer(port, mark, last_event=event[1]).next()) == [7, 8]
+    assert steps_of(Viewer(port, mark).next()) == [6, 7, 8]
 
 
-def test_a_torn_or_broken_file_keeps_the_last_good_page(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", sft_steps=0, grpo_steps=5)
-    now = [0.0]
-    page = Page(run, clock=lambda: now[0])
-    good = page.current()
-    (run / "evaluation" / "secret.json").write_text("{")
-    now[0] += 10
-    assert page.current() == good
-    broken = Page(run, clock=lambda: now[0])
-    for _ in range(2):
-        with pytest.raises(UserError, match=r"secret\.json"):
-            broken.current()
+def test_silence_is_broken_by_heartbeats(live: tuple[Path, int]) -> None:
+    viewer = Viewer(live[1], mark_of(live[1]))
+    assert [viewer.next()[0] for _ in range(3)] == ["progress"] * 3
 
 
-def test_a_directory_that_lost_its_run_says_so(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    with serving(tmp_path / "run") as port:
-        for path in ("/", "/version"):
-            answer = ask(port, path)
-            assert answer.status == 503 and b"no run here" in answer.body
+def test_a_viewer_of_another_state_is_told_to_reload(live: tuple[Path, int]) -> None:
+    run, port = live
+    viewer = Viewer(port, mark_of(port))
+    viewer.next()
+    manifest = run / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("running", "done"))
+    assert after_heartbeats(viewer)[0] == "reload" and Viewer(port, "nonsense").next()[0] == "reload"
 
 
-def test_version_is_that_of_the_page(site: tuple[Path, int]) -> None:
-    version = ask(site[1], "/version").body.decode()
-    assert version and f'data-version="{version}"'.encode() in ask(site[1], "/").body
+def test_fifty_viewers_are_served_by_one_poll_each_time(
+    live: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, port = live
+    mark = mark_of(port)
+    viewers = [Viewer(port, mark) for _ in range(50)]
+    for viewer in viewers:
+        assert viewer.next()[0] == "progress"
+    appended: list[str] = []
+    points = utils.live.new_points
+
+    def counted(index: int, run: Run, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        appended.extend(str(row["step"]) for row in rows)
+        return points(index, run, rows)
+
+    monkeypatch.setattr(utils.live, "new_points", counted)
+    grow(run, 6)
+    for viewer in viewers:
+        assert steps_of(after_heartbeats(viewer)) == [6]
+    assert appended == ["6"]
+
+
+def test_who_comes_between_two_polls_gets_nothing_twice(
+    live: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(utils.server, "POLL_S", 0.4)
+    run, port = live
+    mark = mark_of(port)
+    first = Viewer(port, mark)
+    first.next()
+    grow(run, 6)
+    second = Viewer(port, mark)
+    for viewer in (first, second):
+        assert steps_of(after_heartbeats(viewer)) == [6]
+    grow(run, 7)
+    for viewer in (first, second):
+        assert steps_of(after_heartbeats(viewer)) == [7]
+
+
+def after_heartbeats(viewer: Viewer) -> tuple[str, str, Any]:
+    while (event := viewer.next())[0] == "progress":
+        pass
+    return event
+
+
+def test_the_server_ends_though_viewers_hold_on_and_ends_their_streams(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", sft_steps=0, grpo_steps=2)
+    with serving(run) as port:
+        viewer = Viewer(port)
+        viewer.next()
+    viewer.response.read()  # a stream that was cut off is an IncompleteRead
+
+
+# ------------------------------------------------------------------------------------- hostile and slow clients
+
+
+def raw(port: int, sent: bytes, patience: float = 5.0) -> bytes:
+    """All that comes back for these bytes until the server closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=patience) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(sent)
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            while part := connection.recv(1 << 16):
+                answer += part
+        return answer
+
+
+def test_huge_headers_and_addresses_are_refused(site: tuple[Path, int]) -> None:
+    run, port = site
+    host = f"Host: 127.0.0.1:{port}\r\nConnection: close\r\n".encode()
+    many = b"".join(b"X-%d: %s\r\n" % (index, b"a" * 100) for index in range(500))
+    for request, statuses in (
+        (b"GET / HTTP/1.1\r\n" + host + b"X: " + b"a" * (1 << 20) + b"\r\n\r\n", (b"400", b"431")),
+        (b"GET / HTTP/1.1\r\n" + host + many + b"\r\n", (b"400", b"431")),
+        (b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\n" + host + b"\r\n", (b"414",)),
+        (b"GET /?" + b"a" * 5000 + b" HTTP/1.1\r\n" + host + b"\r\n", (b"414",)),
+        (b"GET /events?last=" + b"a" * 5000 + b" HTTP/1.1\r\n" + host + b"\r\n", (b"414",)),
+        (b"\x00\xff" * 1000 + b"\r\n\r\n", (b"400",)),
+    ):
+        answer = raw(port, request)
+        assert answer == b"" or answer.split(b" ")[1] in statuses, request[:40]
+        assert b"loss" not in answer
+
+
+def test_two_host_headers_are_refused(site: tuple[Path, int]) -> None:
+    answer = raw(site[1], b"GET /metrics.jsonl HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: evil.example\r\n\r\n")
+    assert b"loss" not in answer and answer.split(b" ")[1] in (b"400", b"421")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(utils.server, "PATIENCE_S", 0.2)
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET", b"GET / HTTP/1.1\r\nHost: 127", b"GET / HTTP/1.1\r\n"])
+def test_a_request_that_never_ends_is_cut_off(tmp_path: Path, impatient: None, begun: bytes) -> None:
+    with serving(make_run(tmp_path / "run", sft_steps=1, grpo_steps=0)) as port:
+        assert raw(port, begun) == b""
+
+
+def test_a_second_request_that_never_ends_is_cut_off(tmp_path: Path, impatient: None) -> None:
+    with serving(make_run(tmp_path / "run", sft_steps=1, grpo_steps=0)) as port:
+        whole = f"GET /nothing HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
+        answer = raw(port, whole + b"GET / HTT")
+        assert answer.count(b"HTTP/1.1") == 1 and b"not found" in answer
+
+
+def test_who_does_not_take_the_answer_is_cut_off(tmp_path: Path, impatient: None) -> None:
+    run = make_run(tmp_path / "run", sft_steps=1, grpo_steps=0)
+    (run / "loss_curve.png").write_bytes(b"x" * (64 << 20))
+    with serving(run) as port, socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(f"GET /loss_curve.png HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+        connection.recv(100)
+        time.sleep(1.5)
+        received = 0
+        with contextlib.suppress(ConnectionError):
+            while part := connection.recv(1 << 20):
+                received += len(part)
+        assert received < 32 << 20
+
+
+def test_a_quiet_viewer_is_not_cut_off(tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(utils.server, "POLL_S", 0.05)
+    run = make_run(tmp_path / "run", sft_steps=0, grpo_steps=5, alarms=False)
+    with serving(run) as port:
+        viewer = Viewer(port, mark_of(port))
+        viewer.next()
+        time.sleep(1.0)
+        grow(run, 6)
+        assert steps_of(viewer.next()) == [6]
+
+
+def test_there_are_only_so_many_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(utils.server, "MOST_CONNECTIONS", 4)
+    with serving(make_run(tmp_path / "run", sft_steps=1, grpo_steps=0)) as port:
+        held = [socket.create_connection(("127.0.0.1", port)) for _ in range(4)]
+        assert ask(port, "/").status == 503
+        for connection in held:
+            connection.close()
 
 
 def test_serve_ends_quietly_on_ctrl_c(
@@ -307,29 +495,11 @@ def test_serve_ends_quietly_on_ctrl_c(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(uvicorn.Server, "run", interrupted)
-    serve(make_run(tmp_path, sft_steps=1, grpo_steps=1), "127.0.0.1", 0)
+    serve(make_run(tmp_path, sft_steps=1, grpo_steps=1), "127.0.0.1", 0, page_of)
     assert capsys.readouterr().out.endswith("server stopped\n")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_in_a_browser_the_page_takes_up_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_run(tmp_path / "run", sft_steps=0, grpo_steps=5, alarms=False, status="running")
-
-    def render_then_grow(read: Run, version: str) -> str:
-        html = render_report(read, version)
-        if "1\u20135" in html:
-            grow(run, 6)
-        return html
-
-    monkeypatch.setattr(utils.server, "render_report", render_then_grow)
-    monkeypatch.setattr(utils.server, "SHORTEST_PAUSE_S", 0.0)
-    monkeypatch.setattr(utils.server, "PAUSE_FACTOR", 0.0)
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --dump-dom "
-        f"--virtual-time-budget=9000 --user-data-dir={tmp_path}/profile"
-    )
-    with serving(run) as port:
-        command = [str(CHROMIUM), *flags.split(), f"http://127.0.0.1:{port}/"]
-        dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert "1\u20136" in dom and "1\u20135" not in dom
+def test_the_server_knows_no_page_of_its_own() -> None:
+    code = "import sys, utils.server; print('utils.visualization' in sys.modules, 'matplotlib' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "False"]

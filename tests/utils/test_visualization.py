@@ -1,34 +1,33 @@
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
 import json
-import shutil
+import re
 import subprocess
 import sys
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
+from typing import Any
 
 import pytest
 
 from tests.utils.make_run import make_run
 from tests.utils.page import HOSTILE, Page
 from utils.errors import UserError
+from utils.page import ROWS_A_BLOCK, pack_rows, policy
 from utils.plots import write_plots
+from utils.report_data import report_data
 from utils.series import load_run, load_runs
 from utils.visualization import (
     Contents,
     Grid,
-    Passage,
-    Picture,
-    Section,
     render_report,
     reproduce,
     visualize,
     write_report,
 )
-
-CHROMIUM = shutil.which("chromium")
 
 
 def report_of(run: Path) -> str:
@@ -65,18 +64,60 @@ def test_the_page_says_what_the_run_was(tmp_path: Path) -> None:
                      "24 of 120 kept", "98.8\u00a0%", "97.4 to 100.0\u00a0%", "+97.6\u00a0pp", "everyday help",
                      "refused: hidden not closed", "versions.trl", "Example CPU"):  # fmt: skip
         assert expected in page.text, expected
-    assert page.tags.count("figure") == len(
-        [1 for tag, name, _ in page.attributes if (tag, name) == ("svg", "viewbox")]
-    ) - len([1 for tag, name, _ in page.attributes if (tag, name) == ("svg", "preserveaspectratio")])
+    assert page.tags.count("figure") == page.attributes.count(("svg", "role", "img")) > 15
 
 
-def test_the_page_needs_no_network_and_runs_no_script(tmp_path: Path) -> None:
+def test_the_page_needs_no_network_and_runs_its_own_script_alone(tmp_path: Path) -> None:
     html = report_of(make_run(tmp_path))
     page = Page(html)
-    assert not {"script", "link", "img", "iframe", "base", "object", "embed", "form"} & set(page.tags)
-    assert not [name for _, name, _ in page.attributes if name in ("src", "href", "xlink:href", "srcset", "style")]
-    assert "url(" not in html and "@import" not in html and "http://" not in html and "https://" not in html
-    assert "default-src 'none'" in html
+    assert not {"img", "iframe", "base", "object", "embed"} & set(page.tags)
+    addresses = ("src", "href", "action", "xlink:href", "srcset")
+    assert [one for one in page.attributes if one[1] in addresses] == [("link", "href", "data:,")]
+    assert not [name for _, name, _ in page.attributes if name == "style" or name.startswith("on")]
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", html, re.DOTALL)
+    assert [kind for kind, _ in scripts] == [
+        ' type="application/gzip" id="data"',
+        ' type="application/gzip" class="rows"',
+        "",
+    ]
+    digest = base64.b64encode(hashlib.sha256(scripts[-1][1].encode()).digest()).decode()
+    (rules,) = [value for tag, name, value in page.attributes if (tag, name) == ("meta", "content") and "src" in value]
+    assert f"script-src 'sha256-{digest}'" in rules and "default-src 'none'" in rules and "connect-src" not in rules
+    assert all(re.fullmatch(r"[A-Za-z0-9+/=\s]+", text) for _, text in scripts[:-1]), "no text can end a block of data"
+    style = re.search(r"<style>(.*?)</style>", html, re.DOTALL)
+    assert style and "url(" not in style[1] and "@import" not in style[1]
+
+
+def test_the_data_of_the_page_is_that_of_the_run(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path))
+    html = render_report(run)
+    (data,), rows = ([unpacked(text) for text in texts] for texts in blocks(html))
+    expected = report_data([run])
+    assert [row for block in rows for row in block] == expected["completions"].pop("rows")
+    assert data == json.loads(json.dumps(expected))
+
+
+def test_rows_are_packed_in_blocks() -> None:
+    rows: list[dict[str, object]] = [{"step": step, "visible": "\ud800</script>"} for step in range(ROWS_A_BLOCK + 1)]
+    packed = [unpacked(block) for block in pack_rows(rows)]
+    assert [len(block) for block in packed] == [ROWS_A_BLOCK, 1] and packed[0] + packed[1] == rows
+
+
+def blocks(html: str) -> tuple[list[str], list[str]]:
+    return (
+        re.findall(r'<script type="application/gzip" id="data">(.*?)</script>', html, re.DOTALL),
+        re.findall(r'<script type="application/gzip" class="rows">(.*?)</script>', html, re.DOTALL),
+    )
+
+
+def unpacked(block: str) -> Any:
+    return json.loads(gzip.decompress(base64.b64decode(block)))
+
+
+def test_a_page_that_is_served_asks_its_own_server_alone(tmp_path: Path) -> None:
+    html = render_report(load_run(make_run(tmp_path, sft_steps=3, grpo_steps=3)), version="7.x")
+    assert 'data-version="7.x"' in html and "http-equiv" not in html
+    assert "connect-src 'self'" in policy(live=True) and "frame-ancestors 'none'" in policy(live=True)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -182,48 +223,6 @@ def test_reproduction_gives_every_option_that_was_set() -> None:
     assert yaml.safe_load(found[1]) == {"learning_rate": 5e-6, "reward_funcs": ["format"], "note": 'a: "b"'}
 
 
-def dump_dom(profile: Path, url: str, more: str = "") -> str:
-    assert CHROMIUM is not None
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --virtual-time-budget=3000 --dump-dom "
-        f"--user-data-dir={profile} {more}"
-    )
-    result = subprocess.run([CHROMIUM, *flags.split(), url], capture_output=True, text=True, timeout=60, check=True)
-    return result.stdout
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_in_a_browser_nothing_runs_and_nothing_is_fetched(tmp_path: Path) -> None:
-    asked: list[str] = []
-
-    class Canary(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            self.send_error(404)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    canary = HTTPServer(("127.0.0.1", 0), Canary)
-    Thread(target=canary.serve_forever, daemon=True).start()
-    fetch = f"<img src=http://127.0.0.1:{canary.server_port}/x><link rel=stylesheet href=http://127.0.0.1:{canary.server_port}/y>"
-    texts = [*HOSTILE, fetch]
-    run = make_run(tmp_path / "run", completions=[{"visible": text, "hidden": text, "prompt": text} for text in texts])
-    write_report(load_run(run), run / "training_report.html")
-    control = tmp_path / "control.html"
-    control.write_text(f"<title>quiet</title>{HOSTILE[0]}{fetch}")
-    try:
-        dom = dump_dom(tmp_path / "profile", f"file://{run}/training_report.html")
-        assert asked == []
-        assert "<title>secret · tiny" in dom and not {"script", "img", "iframe"} & set(Page(dom).tags)
-        dom = dump_dom(tmp_path / "profile", f"file://{control}")
-        assert "/x" in asked and "<title>owned" in dom, "the control page shows that this test would notice"
-    finally:
-        canary.shutdown()
-        canary.server_close()
-
-
 def test_a_page_of_several_runs_has_their_curves_and_recipes_under_their_names(tmp_path: Path) -> None:
     for name in ("first", "second"):
         make_run(tmp_path / name, sft_steps=5, grpo_steps=5)
@@ -237,7 +236,7 @@ def test_a_page_of_several_runs_has_their_curves_and_recipes_under_their_names(t
     assert "--mode evaluate --task secret --config run.yaml" in page.text and "num_runs: 3" in page.text
     assert "How to repeat it" in page.text and "No metrics yet" not in page.text and "no manifest" not in page.text
     ids = [value for _, name, value in page.attributes if name == "id"]
-    assert len(ids) == len(set(ids)) and {"curves-1", "curves-2", "options-3", "manifest-2"} <= set(ids)
+    assert len(ids) == len(set(ids)) and {"options-3", "manifest-2"} <= set(ids)
     assert "manifest-3" not in ids
     assert "Own table" not in page.text, "it stands for an evaluation, and there is none"
     (tmp_path / "evaluation").mkdir()
@@ -245,31 +244,3 @@ def test_a_page_of_several_runs_has_their_curves_and_recipes_under_their_names(t
     (tmp_path / "evaluation" / "secret.json").write_text(json.dumps({"task": "secret", "models": models}))
     page = Page(render_report(load_runs(tmp_path, "secret"), contents=contents))
     assert "Own table" in page.text and "By category" not in page.text
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_on_a_narrow_screen_nothing_scrolls_sideways(tmp_path: Path) -> None:
-    """A page of its own measures the report, which runs no script, in a frame as wide as a phone."""
-    wide = Grid("G", ["Row", "with_a_long_name_of_a_model", "b"], [("r" * 40, ["v" * 60, None])])
-    passage = Passage("t" * 80, "p" * 300, [("chosen", "c" * 300), ("rejected", "r")])
-    picture = Picture("a picture", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (3000).to_bytes(4) + bytes(30))
-    contents = Contents(
-        verdict=["v" * 200], sections=[Section("S", "note", [picture], [wide, wide], [("fold", [passage])])]
-    )
-    run = make_run(tmp_path / "run", sft_steps=5, grpo_steps=5)
-    write_report(load_run(run), run / "training_report.html", contents)
-    frame = tmp_path / "frame.html"
-    frame.write_text(
-        f"""<iframe id=f src="file://{run}/training_report.html" width=390 height=800></iframe><script>
-        f.onload = () => {{
-          const page = f.contentDocument, wide = [];
-          page.querySelectorAll("details").forEach((d) => {{ d.open = true; }});
-          for (const e of page.querySelectorAll("html, body, body *:not(svg *)")) {{
-            const inline = getComputedStyle(e).display === "inline";
-            if (!inline && e.scrollWidth > e.clientWidth + 1) wide.push(e.tagName + "." + e.className);
-          }}
-          document.title = page.documentElement.clientWidth + " px: " + (wide.join(" ") || "none");
-        }};</script>"""
-    )
-    dom = dump_dom(tmp_path / "profile", f"file://{frame}", "--allow-file-access-from-files --hide-scrollbars")
-    assert "<title>390 px: none</title>" in dom, dom[:500]
