@@ -129,8 +129,9 @@ def _check_exit(process: subprocess.Popen[bytes], command: list[str], log: Path,
 
 
 def lines_of(place: Path) -> dict[str, list[str]]:
-    """The whole lines of the logs of the run, or runs, in that place."""
-    texts = {path: path.read_text(encoding="utf-8") for log in LOGS for path in place.rglob(log)}
+    """The whole lines of the logs of the run in that place, or of the runs right below it."""
+    found = [path for log in LOGS for pattern in (log, f"*/{log}") for path in place.glob(pattern)]
+    texts = {path: path.read_text(encoding="utf-8") for path in found}
     return {str(path.relative_to(place)): text[: text.rfind("\n") + 1].splitlines() for path, text in texts.items()}
 
 
