@@ -231,6 +231,9 @@ def synthesize(
         UserError: the key, the model or the quota was refused; what was finished is in the journal.
         WorkError: jobs are left without an answer, or --max_cost is reached; the same command goes on.
     """
+    from utils.api.endpoints import key_of
+
+    key_of(endpoint, options)  # a missing key is said before anything else
     ids = [job.id for job in jobs]
     if len(set(ids)) < len(ids):
         raise ValueError("two jobs have one id")
