@@ -130,7 +130,7 @@ def evaluation_text(evaluation: dict[str, object]) -> str:
     """Metrics down, models across, each value with its 95 % interval and n."""
     from evaluation.tables import table
     from utils.formatting import interval, metric_value
-    from utils.series import is_count
+    from utils.panels import is_count
     from utils.tables import Cell, evaluation_table
 
     found = evaluation_table(evaluation)

@@ -12,8 +12,9 @@ from evaluation.guardrail_figures import counted, ends, percent, remark
 from evaluation.guardrail_numbers import BASE, Guards, Models, metric, mode_of, part_of
 from evaluation.preference_numbers import Style, short
 from utils.formatting import metric_label
+from utils.panels import smooth
 from utils.plots import ACCENT, MUTED, SECOND, WARM, drawing, layout
-from utils.series import Run, Series, smooth
+from utils.series import Run, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

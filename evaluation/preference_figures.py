@@ -19,8 +19,8 @@ from evaluation.preference_numbers import (
     short,
 )
 from utils.formatting import metric_label
+from utils.panels import is_rate
 from utils.plots import MUTED, drawing, layout
-from utils.series import is_rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

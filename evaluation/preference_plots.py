@@ -30,9 +30,10 @@ from evaluation.preference_figures import model_comparison, reward_distributions
 from evaluation.preference_numbers import Evaluated, evaluated
 from evaluation.preference_report import contents_of
 from utils.errors import UserError
+from utils.panels import panels
 from utils.pictures import draw_all, write_pictures
 from utils.plots import plot
-from utils.series import Run, load_run, panels
+from utils.series import Run, load_run
 from utils.visualization import render_report, write_report
 
 TASK = "preference"

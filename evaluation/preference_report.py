@@ -26,7 +26,8 @@ from evaluation.preference_numbers import (
 )
 from prompts.preference import ASSISTANT_TURN
 from utils.formatting import NBSP, interval, metric_label, metric_value, number
-from utils.series import HELD_OUT, Run, ends
+from utils.panels import ends
+from utils.series import HELD_OUT, Run
 from utils.tables import Cell
 from utils.visualization import Contents, Grid, Passage, Picture, Section, Tile
 

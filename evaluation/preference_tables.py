@@ -13,7 +13,7 @@ from evaluation.score import shown
 from evaluation.statistics import Estimate
 from evaluation.tables import estimate_text, table
 from prompts.preference import ASSISTANT_TURN
-from utils.series import is_rate
+from utils.panels import is_rate
 
 Record = dict[str, Any]
 

@@ -8,7 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 from utils.formatting import NBSP, number, scientific
-from utils.series import Panel, Series, ends, is_bounded, trace
+from utils.panels import Panel, ends, is_bounded, trace
+from utils.series import Series
 
 
 def y_range(panel: Panel, values: list[float]) -> tuple[float, float]:

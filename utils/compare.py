@@ -23,8 +23,9 @@ from typing import Any, Literal
 
 from utils.errors import UserError
 from utils.metric_order import Direction, better
+from utils.panels import ends
 from utils.runs import FREE_OPTIONS
-from utils.series import HELD_OUT, Run, ends
+from utils.series import HELD_OUT, Run
 from utils.tables import Cell, cell
 
 Runs = Mapping[str, Run]

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup, escape
 
-from utils.series import is_count, is_rate
+from utils.panels import is_count, is_rate
 from utils.tables import Cell
 
 LONGEST_TEXT = 2000

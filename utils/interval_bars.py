@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from utils.series import is_rate
+from utils.panels import is_rate
 from utils.tables import Cell, Table
 
 BASE = "base"

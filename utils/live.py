@@ -32,9 +32,10 @@ from typing import Any
 
 from utils.columns import parse_row, table_of, to_part
 from utils.errors import UserError
+from utils.panels import panels
 from utils.report_data import charts, completion, flat, reward_names
 from utils.runs import COMPLETIONS, MANIFEST, METRICS
-from utils.series import HELD_OUT, Run, load_run, panels, series_of, stages_of
+from utils.series import HELD_OUT, Run, load_run, series_of, stages_of
 from utils.terminal import Progress, seconds_a_step, seconds_left, take
 
 WATCHED = (MANIFEST, "evaluation/*.json")

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from utils.charts import step_ticks, tick_labels, ticks, y_range
 from utils.files import write_atomic
 from utils.formatting import neutralize
-from utils.series import Panel, Run, Series, panels, trace
+from utils.panels import Panel, panels, trace
+from utils.series import Run, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -26,7 +26,8 @@ from typing import Any
 
 from utils.downsample import HOW
 from utils.formatting import metric_label
-from utils.series import Panel, Run, Series, finite, is_bounded, is_count, is_rate, panels
+from utils.panels import Panel, is_bounded, is_count, is_rate, panels
+from utils.series import Run, Series, finite
 from utils.tables import Cell, category_tables, evaluation_table, paired_table
 
 FORMAT = 1

@@ -6,7 +6,8 @@ verdict(run)    ["Held-out, adapter against base: strict format rate 98.8 % (97.
 from __future__ import annotations
 
 from utils.formatting import interval, metric_label, metric_value, number
-from utils.series import Run, ends, is_rate
+from utils.panels import ends, is_rate
+from utils.series import Run
 from utils.tables import Cell, evaluation_table, paired_table
 
 CHIEF = ("strict_format_rate", "leak_rate", "relevance_rate", "mean_reward")

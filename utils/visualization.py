@@ -40,9 +40,10 @@ from utils.formatting import (
 )
 from utils.interval_bars import bar_in_category, bar_in_column, bar_in_row, bar_of_difference
 from utils.page import HERE, TEMPLATE, pack, pack_rows, policy, script, style
+from utils.panels import Panel, ends, is_rate, panels, reward_title, sample_completions
 from utils.plots import write_plots
 from utils.report_data import report_data
-from utils.series import Panel, Run, ends, is_rate, load_run, panels, reward_title, sample_completions
+from utils.series import Run, load_run
 from utils.tables import Cell, category_tables, evaluation_table, failure_table, paired_table
 from utils.verdict import verdict
 

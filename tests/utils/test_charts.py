@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 
 from utils.charts import chart, step_ticks, tick_labels, ticks, y_range
-from utils.series import Panel, Series, Stage
+from utils.panels import Panel
+from utils.series import Series, Stage
 
 
 def test_charts_break_at_gaps_and_keep_to_their_box() -> None:

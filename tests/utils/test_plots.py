@@ -7,8 +7,9 @@ from pathlib import Path
 
 from tests.evaluation.make_preference_run import make_training
 from tests.utils.make_run import make_run
+from utils.panels import panels
 from utils.plots import plot, write_plots
-from utils.series import Series, load_run, panels
+from utils.series import Series, load_run
 
 
 def test_a_png_takes_any_reward_name(tmp_path: Path) -> None:

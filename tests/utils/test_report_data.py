@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import utils.panels
 import utils.series
 from tests.utils.make_run import REWARDS, make_run
 from utils.columns import read_metrics_table
@@ -107,9 +108,9 @@ def test_averages_are_made_of_all_points_though_few_are_kept(tmp_path: Path) -> 
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     series = utils.series.series_of(read_metrics_table(tmp_path / "metrics.jsonl"), 42)["kl"]
     assert series.logged == 2000 and len(series.steps) <= 42 and set(series.numbers()) == {0.0, 100.0}
-    ends = utils.series.ends(series)
+    ends = utils.panels.ends(series)
     assert ends is not None and ends[0] == pytest.approx(1.0) and ends[1] == pytest.approx(1.0)
-    assert utils.series.smooth(series, 5).values[20] == pytest.approx(1.0)
+    assert utils.panels.smooth(series, 5).values[20] == pytest.approx(1.0)
     again = series.thinned(12)
     assert again.logged == 2000 and len(again.steps) <= 12 and again.averages()[3] == pytest.approx(1.0)
 

@@ -10,23 +10,8 @@ import pytest
 
 from tests.utils.make_run import make_run
 from utils.errors import UserError
-from utils.series import (
-    Panel,
-    Run,
-    Series,
-    Stage,
-    ends,
-    is_count,
-    is_rate,
-    load_run,
-    load_runs,
-    panels,
-    reward_title,
-    sample_completions,
-    smooth,
-    thin,
-    trace,
-)
+from utils.panels import Panel, ends, is_count, is_rate, panels, reward_title, sample_completions, smooth, thin, trace
+from utils.series import Run, Series, Stage, load_run, load_runs
 
 
 def run_of(tmp_path: Path, rows: list[dict[str, object]]) -> Run:
