@@ -15,7 +15,6 @@ moment. The journal is locked while it is open; a second process is refused, and
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from typing import Any
 
 from dataset.records import Validator, check_target, file_bytes
 from utils.errors import UserError
-from utils.files import append_jsonl, disk_error, read_jsonl, remove_leftovers, sha256_file, write_atomic
+from utils.files import append_jsonl, open_locked, read_jsonl, remove_leftovers, sha256_file, write_atomic
 
 Record = dict[str, Any]
 
@@ -101,7 +100,8 @@ def open_journal(output: Path, options: dict[str, Any], *, overwrite: bool = Fal
     path = journal_path(output)
     if not path.exists():
         check_target(output, overwrite)
-    descriptor = _open_locked(path)
+    in_use = f"{path}: another process is writing it; wait until it has ended, or give another output file"
+    descriptor = open_locked(path, in_use, required=False)
     try:
         remove_leftovers(output)
         journal = Journal(path, output)
@@ -137,34 +137,6 @@ def _read(journal: Journal, options: dict[str, Any]) -> str:
             raise UserError(f"{journal.path}: a row is no finished job: {str(row)[:80]}; remove or repair it")
         journal.done[row["job"]] = Row(row["records"], row.get("reasons", []))
     return written
-
-
-def _open_locked(path: Path) -> int:
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise disk_error(path, error) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise UserError(
-                f"{path}: another process is writing it; wait until it has ended, or give another output file"
-            ) from error
-        except OSError:
-            return descriptor  # some network file systems know no locks
-        if _is_at(descriptor, path):
-            return descriptor
-        os.close(descriptor)  # its owner finished and removed it between our two calls
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _check_header(path: Path, header: dict[str, Any], options: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -22,6 +23,7 @@ import os
 import re
 import secrets
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,38 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         return list(_rows(path))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def open_locked(path: Path, in_use: str, required: bool = True) -> int:
+    """Descriptor of the file, made if missing and locked until it is closed; a killed process leaves no lock.
+
+    Some network file systems know no locks: without `required` the file is then open all the same, and a line says so.
+
+    Raises:
+        UserError: another process has it, in the words of `in_use`.
+        WorkError: it cannot be made, or not be locked.
+    """
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise disk_error(path, error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise UserError(in_use) from None
+        except OSError as error:
+            if required:
+                os.close(descriptor)
+                raise disk_error(path, error) from error
+            print(f"{path}: no locks on this file system; let no other process write it meanwhile", file=sys.stderr)
+            return descriptor
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        os.close(descriptor)  # its owner finished and removed it between our two calls
 
 
 def sha256_file(path: Path) -> str:

@@ -11,7 +11,6 @@ It holds names, ids, times and request keys (hashes): no prompt, no answer, no A
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from typing import Any
 
 from utils.api.endpoints import Endpoint
 from utils.errors import UserError
-from utils.files import disk_error, write_json_atomic
+from utils.files import open_locked, write_json_atomic
 
 FORMAT = 1
 
@@ -92,28 +91,9 @@ def claimed(state: Path) -> Iterator[None]:
         UserError: another process has it.
     """
     path = state.with_name(f"{state.name}.lock")
-    descriptor = _locked(path, state)
+    descriptor = open_locked(path, f"{state}: another process waits for these batches; wait until it has ended")
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _locked(path: Path, state: Path) -> int:
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise disk_error(path, error) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            raise UserError(f"{state}: another process waits for these batches; wait until it has ended") from None
-        except FileNotFoundError:
-            pass  # its owner ended and removed it between our calls
         os.close(descriptor)
