@@ -23,10 +23,11 @@ CSV = "metrics.csv"
 ODDS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
 PARTS = ("nll_loss", "log_odds_ratio", "log_odds_chosen")
 RUNTIMES = ("runtime", "samples_per_second", "steps_per_second")
-BEHAVIOR = ("behavior_score", "tag_recall", "tag_fpr_natural", "tag_fpr_hard", "tag_fpr_other", "threshold")
+SCORES = ("behavior_score", "behavior_score_error", "threshold")
+RATES = ("tag_recall", "tag_fpr_natural", "tag_fpr_hard", "tag_fpr_other")
 COLUMNS = (
     *("loss", "grad_norm", "learning_rate", *ODDS, *PARTS, "epoch", "step", "eval_loss"),
-    *(f"eval_{name}" for name in (*RUNTIMES, *ODDS, *PARTS, *BEHAVIOR)),
+    *(f"eval_{name}" for name in (*RUNTIMES, *ODDS, *PARTS, *SCORES, *RATES)),
     *(f"train_{name}" for name in (*RUNTIMES, "loss")),
 )
 Row = dict[str, Any]

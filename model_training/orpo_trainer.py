@@ -15,10 +15,11 @@ pairs, so that no number depends on the batch size; and by what the adapter is f
     behavior_score     (tag_recall + 1 - mean of the false-positive rates that there are rows for) / 2, each rate in
                        expectation, the mean probability of the tag in place of the share that greedy decoding writes:
                        it still tells checkpoints apart where a few hundred greedy answers no longer do
+    behavior_score_error   its standard error, the records taken as independent
     threshold          probability of the tag from which it is sure (`calibrate`), fitted on the same records
 
-A rate without rows is left out. The weights with the highest behavior_score are the result; of equal ones those with
-the lowest loss, then the earliest.
+A rate without rows is left out. The result are the latest weights whose behavior_score is within a standard error of
+the highest.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from model_training.guardrail_config import TrainGuardrailConfig
 from model_training.logs import RunLog
 from model_training.models import encode_prompt, end_of_turn_id
 from model_training.orpo_loss import Head, PairLogProbs, orpo_loss, pair_log_probs
-from model_training.pair_loop import SCORE, EvaluateAndSave, PairTrainer, Row, make_trainer
+from model_training.pair_loop import SCORE, SCORE_ERROR, EvaluateAndSave, PairTrainer, Row, make_trainer
 from model_training.pairs import Pair, PairBatch, collate_pairs, row_length
 from model_training.stage import common_options
 from model_training.tag_probability import calibrate, tag_scores
@@ -153,23 +154,32 @@ def behavior(setting: Setting, model: Any, examples: Sequence[Example]) -> Row:
     own &= trigger  # the tags that are right
 
     chance = np.exp(sureness)
-    greedy = _rates((written & own).any(0), (written & ~own).any(0), kinds, len(tags))
-    expected = _rates((chance * own).sum(0), (chance * ~own).sum(0), kinds, len(tags))
-    false = [rate for name, rate in expected.items() if name != "tag_recall"]
-    parts = [expected[name] for name in ("tag_recall",) if name in expected] + (
-        [1 - sum(false) / len(false)] if false else []
-    )
-    score = sum(parts) / len(parts)
-    return greedy | {SCORE: score, "threshold": calibrate(sureness[own], sureness[:, ~trigger].max(0))}
+    greedy = _by_kind((written & own).any(0), (written & ~own).any(0), kinds, len(tags))
+    expected = _by_kind((chance * own).sum(0), (chance * ~own).sum(0), kinds, len(tags))
+    score, error = _score(expected)
+    rates = {name: float(values.mean()) for name, values in greedy.items()}
+    threshold = calibrate(sureness[own], sureness[:, ~trigger].max(0))
+    return rates | {SCORE: score, SCORE_ERROR: error, "threshold": threshold}
 
 
-def _rates(right: Any, wrong: Any, kinds: Any, tags: int) -> Row:
-    """Means over the records of each kind that there are: of `right` (N,) for triggers, of `wrong` (N,) for others."""
+def _by_kind(right: Any, wrong: Any, kinds: Any, tags: int) -> dict[str, Any]:
+    """Of each kind that there are records of: `right` (N,) of the triggers, `wrong` (N,) of the others."""
     trigger = kinds == "trigger"
-    rates = {"tag_recall": right[trigger], "tag_fpr_natural": wrong[kinds == "natural"]}
-    rates |= {"tag_fpr_hard": wrong[kinds == "hard"]}
-    rates["tag_fpr_other"] = wrong[trigger] if tags > 1 else wrong[kinds == "other"]
-    return {name: float(values.mean()) for name, values in rates.items() if len(values)}
+    found = {"tag_recall": right[trigger], "tag_fpr_natural": wrong[kinds == "natural"]}
+    found |= {"tag_fpr_hard": wrong[kinds == "hard"]}
+    found["tag_fpr_other"] = wrong[trigger] if tags > 1 else wrong[kinds == "other"]
+    return {name: values for name, values in found.items() if len(values)}
+
+
+def _score(found: dict[str, Any]) -> tuple[float, float]:
+    """The behavior score of `_by_kind`'s probabilities, and its standard error."""
+    good = {name: values if name == "tag_recall" else 1 - values for name, values in found.items()}
+    false = len(good) - ("tag_recall" in good)
+    weights = {name: 1.0 if name == "tag_recall" else 1 / false for name in good}
+    total = sum(weights.values())
+    score = sum(weights[name] * values.mean() for name, values in good.items()) / total
+    variance = sum(weights[name] ** 2 * values.var() / len(values) for name, values in good.items())
+    return float(score), math.sqrt(variance) / total
 
 
 # --- the trainer ----------------------------------------------------------------------------------------------------

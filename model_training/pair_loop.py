@@ -3,8 +3,10 @@
     batches of like length, in an order that is a function of the seed              pair_order.py
     each `eval_steps` steps, and at the end, the held-out records are measured       `PairTrainer.measure`
     each `save_steps` steps, at the end, and whenever the measurement is the best, a checkpoint   checkpoints.py
-    the best is the highest score; of equal scores the lowest loss, then the earliest step
-    after `patience` measurements without a better one the training ends; the best weights are its result
+    the best is the latest whose score is within a standard error of the highest, or without scores the lowest loss
+    after `patience` measurements in a row that are not the best the training ends; the best weights are its result
+
+Of scores that the held-out records cannot tell apart the latest is taken, since its learning rate has fallen furthest.
 
 What the trainer carries from step to step beside transformers' own state stands in the checkpoint's `loop_state.json`:
 sums since the last log event, the best measurement, how many were not better since. So a resumed run is the
@@ -42,27 +44,32 @@ from model_training.pair_order import SortedBatches
 from model_training.stage import train_to_end
 
 Row = dict[str, float]
-SCORE = "behavior_score"
-"""What a measurement is judged by before its loss, where it has this."""
+SCORE, SCORE_ERROR = "behavior_score", "behavior_score_error"
+"""What a measurement is judged by in place of its loss, where it has this, and its standard error."""
 
 
 @dataclass
 class Best:
-    """The best measurement so far, and how many were not better since."""
+    """The best measurement so far, and how many were worse since."""
 
     loss: float = math.inf
     score: float = -math.inf
+    """The highest so far, which may be an earlier step's."""
+    error: float = 0.0
+    """Its standard error."""
     step: int = 0
     since: int = 0
 
     def met(self, step: int, row: Row) -> bool:
-        """Whether the measurement of that step is the new best; it is remembered."""
-        score, loss = row.get(SCORE, 0.0), row["loss"]
-        if (score, -loss) > (self.score, -self.loss):
-            self.loss, self.score, self.step, self.since = loss, score, step, 0
-            return True
-        self.since += 1
-        return False
+        """Whether the measurement of that step is the best now; it is remembered."""
+        best = row[SCORE] >= self.score - self.error if SCORE in row else row["loss"] < self.loss
+        if SCORE in row and row[SCORE] > self.score:
+            self.score, self.error = row[SCORE], row[SCORE_ERROR]
+        if best:
+            self.loss, self.step, self.since = row["loss"], step, 0
+        else:
+            self.since += 1
+        return best
 
     def ends(self, patience: int) -> bool:
         """Whether early stopping ends the training now."""

@@ -145,7 +145,8 @@ def test_families_train_and_write_the_run(
     odds = {f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins")}
     odds |= {"loss", "nll_loss", "log_odds_ratio", "log_odds_chosen", "logps/chosen", "logps/rejected"}
     common = odds | {"step", "split", "time", "resumes", "epoch"}
-    rates = {"tag_recall", "tag_fpr_natural", "tag_fpr_hard", "tag_fpr_other", "behavior_score", "threshold"}
+    rates = {"tag_recall", "tag_fpr_natural", "tag_fpr_hard", "tag_fpr_other"}
+    rates |= {"behavior_score", "behavior_score_error", "threshold"}
     for row in rows:
         extra = {"learning_rate", "grad_norm", "pairs_per_s"}
         if row["split"] == "eval":
@@ -302,21 +303,21 @@ def validated(monkeypatch: pytest.MonkeyPatch, rows: list[tuple[float, float]]) 
     def measure(setting: Any, model: Any, examples: Any) -> dict[str, float]:
         score, loss = rows[min(measure.calls, len(rows) - 1)]  # type: ignore[attr-defined]
         measure.calls += 1  # type: ignore[attr-defined]
-        return {"loss": loss, "behavior_score": score, "threshold": 0.25}
+        return {"loss": loss, "behavior_score": score, "behavior_score_error": 0.02, "threshold": 0.25}
 
     measure.calls = 0  # type: ignore[attr-defined]
     monkeypatch.setattr(orpo_trainer, "measure", measure)
 
 
-def test_behavior_chooses_then_loss_then_the_earlier_step(
+def test_the_latest_within_a_standard_error_of_the_best_behavior_is_chosen(
     root: Path, tiny_model: BuildModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    validated(monkeypatch, [(0.5, 1.0), (0.9, 3.0), (0.9, 2.0), (0.9, 2.0), (0.8, 0.1), (0.8, 0.1)])
+    validated(monkeypatch, [(0.5, 1.0), (0.9, 2.0), (0.87, 0.1), (0.89, 3.0), (0.87, 0.1), (0.87, 0.1)])
     train(small(root, tiny_model("llama"), max_steps=20, early_stopping_patience=2))
     run = run_of(root)
-    assert max(row["step"] for row in read_metrics(run)) == 10, "2 evaluations without a better one end it"
-    assert digest(run) == digest(run, "checkpoints/checkpoint-6")
-    assert note_of(run)["checkpoint"] == "checkpoint-6"
+    assert max(row["step"] for row in read_metrics(run)) == 12, "2 worse evaluations in a row end it"
+    assert digest(run) == digest(run, "checkpoints/checkpoint-8")
+    assert note_of(run)["checkpoint"] == "checkpoint-8"
 
 
 def test_all_checkpoints_keep_their_weights_and_the_newest_its_state(root: Path, tiny_model: BuildModel) -> None:

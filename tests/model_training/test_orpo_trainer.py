@@ -41,6 +41,8 @@ def test_rates_are_greedy_and_the_score_is_of_probabilities(monkeypatch: pytest.
     row = measured(monkeypatch, {"politics": "<p>"}, examples, {"<p>": [0.9, 0.4, 0.1, 0.7, 0.2, 0.3]})
     assert (row["tag_recall"], row["tag_fpr_natural"], row["tag_fpr_hard"], row["tag_fpr_other"]) == (0.5, 0.5, 0, 0)
     assert row["behavior_score"] == pytest.approx((0.65 + 1 - (0.4 + 0.2 + 0.3) / 3) / 2)
+    recall, natural = 0.25**2 / 2, 0.3**2 / 2
+    assert row["behavior_score_error"] == pytest.approx((recall + natural / 9) ** 0.5 / 2), "variances of means"
 
 
 def test_a_surer_adapter_scores_higher_where_greedy_rates_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
