@@ -4,16 +4,16 @@
     table.steps, table.splits, table.column("loss")     one entry a row: ABSENT where it has no such key, NaN for a gap
 
 A dict a row would take 3 GB for a million rows and a minute to make. Here the file is read in chunks of whole lines;
-pyarrow parses two chunks at a time, each on all cores, and what it cannot take (a broken line, a number that was logged
-as a string once) is parsed line by line with `json`. A log is a witness: a line that is no row is left out and named in
-`faults`, and the rest is shown. A last line without its newline is still being written, and no fault.
+polars parses two chunks at a time, each on all cores (utils.json_columns), and what it cannot take (a broken line, a
+number that was logged as a string once) is parsed line by line with `json`. A log is a witness: a line that is no row
+is left out and named in `faults`, and the rest is shown. A last line without its newline is still being written, and
+no fault.
 
 Of a step that a resumed run repeated, the rows of its newest resume count alone.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -24,11 +24,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.json_columns import TOO_LARGE, Types, count, learn, metric, read_columns
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
+Columns = tuple[Any, list[dict[str, Any]]]
+"""A polars DataFrame of rows, and the rows of alarms."""
 
 ABSENT = -math.inf
 """What a column holds where the row has no such key: infinite values are gaps, so it cannot be one of them."""
@@ -36,10 +40,10 @@ NOT_METRICS = {"step", "time", "split", "resumes", "alarm", "epoch"}
 CHUNK_BYTES, CHUNKS_AHEAD = 16 << 20, 2
 PARSED_FAST_BYTES = 1 << 20
 """Smaller chunks are parsed with `json`, which is there already."""
+TYPES_FROM_LINES = 1000
+"""Of the first chunk, parsed with `json` to learn what columns there are; others are met later."""
 FAULTS_NAMED = 3
 
-_BLOCK_BYTES = 4 << 20
-_TOO_LARGE = 1e308
 _GAP = b": -1e308"
 _GAPS = (b"null", b'"NaN"', b'"Infinity"', b'"-Infinity"', b"NaN", b"Infinity", b"-Infinity")
 
@@ -84,6 +88,8 @@ class Table:
     times: Floats
     parts: list[Part]
     order: NDArray[np.int64]
+    in_order: bool
+    """Whether `order` is that of the file."""
     names: list[str]
     alarms: dict[int, str]
     faults: tuple[str, ...]
@@ -101,7 +107,7 @@ class Table:
             if (values := part.metrics.pop(name, None)) is not None:
                 whole[start:end] = values
             start = end
-        return whole[self.order]
+        return whole if self.in_order else whole[self.order]
 
 
 # ---------------------------------------------------------------------------------------------------- metrics
@@ -111,13 +117,14 @@ def read_metrics_table(path: Path) -> Table:
     """Every row that has a step; a missing file reads as an empty one."""
     faults = Faults(path)
     splits: dict[str, int] = {}
+    types: Types = {}
     parts: list[Part] = []
     read = 0
-    for first_line, chunk, whole, columns in _parsed_ahead(_chunks(path)):
+    for first_line, chunk, whole, columns in _parsed_ahead(_chunks(path), types):
         last = chunk.rfind(b"\n") + 1
         read += len(chunk) if whole or parse_row(chunk[last:]) else last
-        fast = _parts_of(columns, chunk, splits) if columns else None
-        parts += fast or [_parse_slow(chunk, first_line, whole, splits, faults)]
+        fast = _parts_of(*columns, splits) if columns else None
+        parts += fast or [_parse_slow(chunk, first_line, whole, splits, types, faults)]
     return table_of(parts, splits, faults.texts(), read)
 
 
@@ -136,6 +143,7 @@ def table_of(parts: list[Part], splits: dict[str, int], faults: tuple[str, ...] 
         times=np.concatenate([np.zeros(0), *(part.times for part in parts)])[order],
         parts=parts,
         order=order,
+        in_order=np.array_equal(order, np.arange(sum(len(part.steps) for part in parts))),
         names=list(dict.fromkeys(name for part in parts for name in part.metrics)),
         alarms=_alarms(parts, order),
         faults=faults,
@@ -167,18 +175,20 @@ def _chunks(path: Path) -> Iterator[tuple[int, bytes, bool]]:
                 chunk += file.readline(max(0, left - len(chunk)))
             left -= len(chunk)
             yield line, chunk, chunk.endswith(b"\n")
-            line += chunk.count(b"\n")
+            line += count(chunk, b"\n")
 
 
 def _parsed_ahead(
-    chunks: Iterable[tuple[int, bytes, bool]],
-) -> Iterator[tuple[int, bytes, bool, dict[str, Any] | None]]:
+    chunks: Iterable[tuple[int, bytes, bool]], types: Types
+) -> Iterator[tuple[int, bytes, bool, Columns | None]]:
     """The chunks with their columns, where they are worth it: while one is used, the next are read and parsed."""
-    waiting: deque[tuple[tuple[int, bytes, bool], Future[dict[str, Any] | None] | None]] = deque()
+    waiting: deque[tuple[tuple[int, bytes, bool], Future[Columns | None] | None]] = deque()
     with ThreadPoolExecutor(2) as pool:
         for chunk in chunks:
             worth_it = chunk[2] and len(chunk[1]) >= PARSED_FAST_BYTES
-            waiting.append((chunk, pool.submit(_parse_arrow, chunk[1]) if worth_it else None))
+            if worth_it and not types:
+                learn(types, filter(None, map(parse_row, chunk[1].split(b"\n", TYPES_FROM_LINES)[:-1])))
+            waiting.append((chunk, pool.submit(_parse_fast, chunk[1], dict(types)) if worth_it and types else None))
             while len(waiting) > CHUNKS_AHEAD:
                 read, parsed = waiting.popleft()
                 yield *read, parsed.result() if parsed else None
@@ -201,39 +211,21 @@ def newest_in_order(
     return rows[np.argsort(steps[rows], kind="stable")]
 
 
-def _parts_of(columns: dict[str, Any], chunk: bytes, splits: dict[str, int]) -> list[Part] | None:
-    """The rows of a chunk, its alarms by themselves; None where pyarrow did not read it faithfully."""
-    if "alarm" not in columns:
-        part = _part_of(columns, splits)
-        return [part] if part else None
+def _parts_of(frame: Any, alarms: list[dict[str, Any]], splits: dict[str, int]) -> list[Part] | None:
+    """The rows of a chunk, its alarms by themselves; None where there is a row without a step."""
+    part = _part_of(frame, splits)
+    return [part, *([to_part(alarms, splits)] if alarms else [])] if part else None
+
+
+def _parse_fast(chunk: bytes, types: Types) -> Columns | None:
+    """The columns of a chunk and its alarms, or None if they would not say all of it. What polars reads as null is a
+    key that is not there; where there may be a null that was logged, gaps are parsed as a number that no metric has."""
+    if (frame := read_columns(_marked(chunk) if b"null" in chunk else chunk, types)) is not None:
+        return frame, []
     lines = chunk.split(b"\n")
     alarms = [row for line in lines if b'"alarm"' in line and (row := parse_row(line)) and "alarm" in row]
-    rest = _parse_arrow(b"\n".join(line for line in lines if b'"alarm"' not in line))
-    part = _part_of(rest, splits) if rest else None
-    return [part, to_part(alarms, splits)] if part else None
-
-
-def _parse_arrow(chunk: bytes) -> dict[str, Any] | None:
-    """The columns of a chunk by name. To pyarrow, null is the same as a key that is not there; to us it is a gap, so
-    where there may be any, gaps are parsed as a number that no metric has."""
-    try:
-        import pyarrow as pa  # type: ignore[import-untyped]
-        import pyarrow.json as pa_json  # type: ignore[import-untyped]
-    except ImportError:
-        return None
-
-    def parsed(text: bytes) -> Any:
-        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            table = pa_json.read_json(pa.BufferReader(text), read_options=pa_json.ReadOptions(block_size=_BLOCK_BYTES))
-            return table if table.num_rows == text.count(b"\n") else None
-        return None
-
-    table = parsed(_marked(chunk) if b"null" in chunk else chunk)
-    if table is None or any(str(column.type) == "string" for column in _but_split(table)):
-        table = parsed(_marked(chunk))
-    if table is None or len(set(table.column_names)) < len(table.column_names):
-        return None
-    return dict(zip(table.column_names, table.columns, strict=True))
+    frame = read_columns(_marked(b"\n".join(line for line in lines if b'"alarm"' not in line)), types)
+    return None if frame is None else (frame, alarms)
 
 
 def _marked(chunk: bytes) -> bytes:
@@ -243,25 +235,21 @@ def _marked(chunk: bytes) -> bytes:
     return chunk
 
 
-def _but_split(table: Any) -> list[Any]:
-    return [column for name, column in zip(table.column_names, table.columns, strict=True) if name != "split"]
-
-
-def _part_of(columns: dict[str, Any], splits: dict[str, int]) -> Part | None:
+def _part_of(frame: Any, splits: dict[str, int]) -> Part | None:
     import numpy as np
 
-    count = len(columns["step"]) if "step" in columns else 0
-    integers = [columns[name] for name in ("step", "resumes") if name in columns]
-    if not count or any(str(column.type) != "int64" or column.null_count for column in integers):
+    count, columns = len(frame), {column.name: column for column in frame}
+    resumes = columns.get("resumes")
+    if not count or "step" not in columns or columns["step"].null_count():
         return None
-    if "split" in columns and str(columns["split"].type) != "string":
+    if "split" in columns and str(columns["split"].dtype) != "String":
         return None
-    numeric = {name: column for name, column in columns.items() if str(column.type) in ("int64", "double")}
+    numeric = {name: column for name, column in columns.items() if column.dtype.is_float()}
     return Part(
         steps=columns["step"].to_numpy(),
         splits=_split_codes(columns.get("split"), count, splits),
-        resumes=columns["resumes"].to_numpy() if "resumes" in columns else np.zeros(count, dtype=np.int64),
-        times=numeric["time"].to_numpy().astype(np.float64) if "time" in numeric else np.full(count, np.nan),
+        resumes=np.zeros(count, dtype=np.int64) if resumes is None else resumes.fill_null(0).to_numpy(),
+        times=numeric["time"].to_numpy() if "time" in numeric else np.full(count, np.nan),
         metrics={name: _floats(column) for name, column in numeric.items() if name not in NOT_METRICS},
     )
 
@@ -269,12 +257,11 @@ def _part_of(columns: dict[str, Any], splits: dict[str, int]) -> Part | None:
 def _floats(column: Any) -> Floats:
     import numpy as np
 
-    values: Floats = column.to_numpy().astype(np.float64)
-    gaps = ~(np.abs(values) < _TOO_LARGE)
+    values: Floats = column.to_numpy()
+    gaps = ~(np.abs(values) < TOO_LARGE)
     if gaps.any():
-        values[gaps] = np.nan
-        if column.null_count:
-            values[column.is_null().to_numpy()] = ABSENT
+        values = np.where(gaps, np.nan, values)
+        values[column.is_null().to_numpy()] = ABSENT
     return values
 
 
@@ -283,13 +270,15 @@ def _split_codes(column: Any, count: int, splits: dict[str, int]) -> NDArray[np.
 
     if column is None:
         return np.full(count, splits.setdefault("train", len(splits)), dtype=np.int64)
-    encoded = column.combine_chunks().fill_null("train").dictionary_encode()
-    codes = [splits.setdefault(name, len(splits)) for name in encoded.dictionary.to_pylist()]
-    result: NDArray[np.int64] = np.array(codes, dtype=np.int64)[encoded.indices.to_numpy()]
+    named = column.fill_null("train").replace("", "train")
+    codes = {name: splits.setdefault(name, len(splits)) for name in named.unique(maintain_order=True)}
+    result: NDArray[np.int64] = named.replace_strict(codes).to_numpy()
     return result
 
 
-def _parse_slow(chunk: bytes, first_line: int, whole: bool, splits: dict[str, int], faults: Faults) -> Part:
+def _parse_slow(
+    chunk: bytes, first_line: int, whole: bool, splits: dict[str, int], types: Types, faults: Faults
+) -> Part:
     lines = chunk.split(b"\n")
     rows = []
     for number, line in enumerate(lines, start=first_line):
@@ -298,6 +287,8 @@ def _parse_slow(chunk: bytes, first_line: int, whole: bool, splits: dict[str, in
             rows.append(row)
         elif line.strip() and (whole or number < first_line + len(lines) - 1):
             faults.lines.append(number)
+    if len(chunk) >= PARSED_FAST_BYTES:
+        learn(types, rows)
     return to_part(rows, splits)
 
 
@@ -333,21 +324,6 @@ def to_part(rows: Sequence[dict[str, Any]], splits: dict[str, int]) -> Part:
         metrics=metrics,
         alarms={place: str(row["alarm"]) for place, row in enumerate(rows) if "alarm" in row},
     )
-
-
-def metric(value: object) -> float | None:
-    """The number of a metric, NaN for a gap (null, NaN, infinite), None for what is no metric (text, truth, lists)."""
-    if value is None:
-        return math.nan
-    if isinstance(value, str):
-        return math.nan if value.lower() in ("nan", "inf", "-inf", "infinity", "-infinity") else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return math.nan
-    return number if abs(number) < _TOO_LARGE else math.nan
 
 
 def resumes_of(row: dict[str, Any]) -> int:

@@ -12,6 +12,7 @@ it. What a run measures on held-out data while it trains (split `eval`) makes se
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -216,17 +217,22 @@ def series_of(table: Table, most: int = MOST_POINTS) -> dict[str, Series]:
     import numpy as np
 
     held_out = np.isin(table.splits, [code for code, name in enumerate(table.split_names) if name == HELD_OUT])
-    found = {}
-    for name in table.names:
-        column = table.column(name)
-        for key, rows in ((name, ~held_out), (f"{HELD_OUT}/{name}", held_out)):
+    sides = [(prefix, rows) for prefix, rows in (("", ~held_out), (f"{HELD_OUT}/", held_out)) if rows.any()]
+
+    def of_metric(name: str) -> dict[str, Series]:
+        column, found = table.column(name), {}
+        for prefix, rows in sides:
             logged = rows & (column != ABSENT)
-            steps, values = table.steps[logged], column[logged]
+            steps, values = (table.steps, column) if logged.all() else (table.steps[logged], column[logged])
             last = np.append(steps[1:] != steps[:-1], True)[: len(steps)]
-            steps, values = steps[last], values[last]
+            if not last.all():
+                steps, values = steps[last], values[last]
             if not np.isnan(values).all():
-                found[key] = to_series(steps, values, most)
-    return found
+                found[prefix + name] = to_series(steps, values, most)
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        return {name: series for found in pool.map(of_metric, table.names) for name, series in found.items()}
 
 
 def to_series(steps: NDArray[np.int64], values: NDArray[np.float64], most: int = MOST_POINTS) -> Series:
