@@ -1,4 +1,4 @@
-"""What the report's script draws and browses, as one JSON value: curves, completions and evaluation of some runs.
+"""What the report's script draws and browses, as one JSON value: curves and completions of some runs.
 
     data = report_data([run])                       one run; a directory of runs gives those below it
     data = report_data([a, b, c], ["a", "b", "c"])  several, overlaid chart by chart
@@ -8,8 +8,7 @@
      "charts": [{"key", "title", "unit", "group", "note", "lines": [
          {"run", "kind": "value" | "held_out", "steps", "values", "low", "high", "means", "thinned"}]}],
      "completions": {"total", "kept", "rewards": [names], "rows": [
-         {"run", "step", "prompt", "visible", "hidden", "failure", "completion", "rewards", "total", "cut"}]},
-     "evaluation": {"models", "metrics", "by_category", "paired"} | None}
+         {"run", "step", "prompt", "visible", "hidden", "failure", "completion", "rewards", "total", "cut"}]}}
 
 A chart holds the lines of all runs that logged it; `low` and `high` are the band of one standard deviation. A line that
 was too long has `thinned` (how many points it had and has, and how they were chosen) and, point by point, `means` of
@@ -25,10 +24,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from utils.downsample import HOW
-from utils.formatting import metric_label
-from utils.panels import Panel, is_bounded, is_count, is_rate, panels
+from utils.panels import Panel, is_bounded, panels
 from utils.series import Run, Series, finite
-from utils.tables import Cell, category_tables, evaluation_table, paired_table
 
 FORMAT = 1
 MOST_POINTS = 4000
@@ -54,7 +51,6 @@ def report_data(
         "runs": [about(name, run) for name, run in shown],
         "charts": charts([run for _, run in shown], points),
         "completions": completions([run for _, run in shown], most_rows),
-        "evaluation": evaluation(runs[0].evaluation) if len(runs) == 1 and runs[0].evaluation else None,
     }
 
 
@@ -212,47 +208,3 @@ def _rewards(row: Data) -> Data:
 
 def _text(value: object) -> str | None:
     return None if value is None else value if isinstance(value, str) else str(value)
-
-
-# ------------------------------------------------------------------------------------------------- evaluation
-
-
-def evaluation(found: Data) -> Data:
-    """Metrics with intervals by model, by category, and as paired differences."""
-    table, paired = evaluation_table(found), paired_table(found)
-    return {
-        "models": table.columns,
-        "metrics": [_metric(metric, cells) for metric, cells in table.rows],
-        "by_category": [
-            {
-                "model": model,
-                "metrics": [{"key": key, "label": metric_label(key), "kind": _kind(key)} for key in of_model.columns],
-                "rows": [
-                    {"category": category, "cells": [_cell(cell) for cell in cells]}
-                    for category, cells in of_model.rows
-                ],
-            }
-            for model, of_model in category_tables(found)
-        ],
-        "paired": {
-            "comparisons": paired.columns,
-            "metrics": [_metric(metric, cells) for metric, cells in paired.rows],
-        },
-    }
-
-
-def _metric(metric: str, cells: Sequence[Cell | None]) -> Data:
-    return {
-        "key": metric,
-        "label": metric_label(metric),
-        "kind": _kind(metric),
-        "cells": [_cell(cell) for cell in cells],
-    }
-
-
-def _kind(metric: str) -> str:
-    return "count" if is_count(metric) else "rate" if is_rate(metric) else "number"
-
-
-def _cell(cell: Cell | None) -> Data | None:
-    return None if cell is None else {"value": cell.value, "low": cell.low, "high": cell.high, "n": cell.n}

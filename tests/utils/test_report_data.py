@@ -62,7 +62,7 @@ def test_several_runs_share_a_chart_and_name_their_lines(run: Run) -> None:
     assert [line["run"] for line in chart_of(data, "reward")["lines"]] == [0, 1]
     assert chart_of(data, "reward")["lines"][1]["values"] == [1.0, None]
     assert [line["run"] for line in chart_of(data, "entropy")["lines"]] == [0]
-    assert {row["run"] for row in data["completions"]["rows"]} == {0, 1} and data["evaluation"] is None
+    assert {row["run"] for row in data["completions"]["rows"]} == {0, 1}
 
 
 def test_held_out_points_are_a_line_of_their_own(run: Run) -> None:
@@ -139,15 +139,6 @@ def test_of_too_many_completions_those_evenly_over_the_steps(run: Run) -> None:
     data = report_data([run], most_rows=12)["completions"]
     steps = [row["step"] for row in data["rows"]]
     assert (data["total"], data["kept"], len(steps)) == (120, 12, 12) and steps[0] == 31 and steps[-1] == 90
-
-
-def test_the_evaluation_by_metric_category_and_pair(run: Run) -> None:
-    found = report_data([run])["evaluation"]
-    assert found["models"] == ["base", "adapter", "warmup"]
-    strict = found["metrics"][0]
-    assert (strict["key"], strict["kind"]) == ("strict_format_rate", "rate") and strict["cells"][1]["n"] == 240
-    assert found["by_category"][0]["rows"][0]["category"] == "animals"
-    assert found["paired"]["comparisons"] == ["adapter - base", "adapter - warmup"]
 
 
 def test_an_empty_run_has_a_payload(tmp_path: Path) -> None:
