@@ -11,7 +11,7 @@ server-sent event, so a browser that reconnects names it (Last-Event-ID), and th
 no journal is kept, and a restarted server answers as well. Three kinds of events are sent:
 
     append    {"charts": [{"key", "run", "kind", "steps", "values", "low", "high"}], "completions": [rows], "progress"}
-    progress  {"run", "step", "planned_steps", "eta_s", "step_s", "status"}; every HEARTBEAT_S: silence is a fault
+    progress  {"run", "step", "planned_steps", "eta_s", "eta_of", "step_s", "status"} every HEARTBEAT_S: silence is a fault
     reload    nothing; more has changed than can be appended: take up the page anew, and follow from its mark
 
 One poll serves all viewers: what it costs does not depend on how many there are, and no viewer touches the run's files.
@@ -32,10 +32,11 @@ from typing import Any
 
 from utils.columns import parse_row, table_of, to_part
 from utils.errors import UserError
+from utils.follow import planned_steps
 from utils.panels import panels
 from utils.report_data import charts, completion, flat, reward_names
 from utils.runs import COMPLETIONS, MANIFEST, METRICS
-from utils.series import HELD_OUT, Run, load_run, series_of, stages_of
+from utils.series import HELD_OUT, STAGE_NAMES, Run, load_run, series_of, stages_of
 from utils.terminal import Progress, seconds_a_step, seconds_left, take
 
 WATCHED = (MANIFEST, "evaluation/*.json")
@@ -127,7 +128,8 @@ class Follower:
             return event("progress", self.standing(), self._here()) if self.run else b": waiting\n\n"
 
     def standing(self) -> dict[str, Any] | None:
-        """How far the training is: of several runs, the one that logged last among those under way."""
+        """How far the training is: of several runs, the one that logged last among those under way. The pace of a
+        warm-up tells nothing of the stage behind it: the time left is then the warm-up's, and `eta_of` says so."""
         if not self.progress or self.run is None:
             return None
         runs = runs_of(self.run)
@@ -138,11 +140,13 @@ class Follower:
         ]
         index = max(under_way)[1] if under_way else 0
         of_run, run = self.progress[index], runs[index]
+        of_run.planned_steps = planned_steps(run.manifest, of_run.rows[-1] if of_run.rows else None)
         return {
             "run": index,
             "step": max(of_run.step, run.last_step),
             "planned_steps": run.planned_steps,
             "eta_s": seconds_left(of_run) if under_way else None,
+            "eta_of": None if of_run.planned_steps == run.planned_steps else STAGE_NAMES.get(of_run.split),
             "step_s": seconds_a_step(of_run.rows),
             "status": run.manifest.get("status"),
         }
@@ -298,7 +302,7 @@ def new_points(index: int, run: Run, rows: Sequence[dict[str, Any]]) -> list[dic
 
 def pace(run: Run) -> Progress:
     """How fast a run goes, by its last log events."""
-    progress = Progress(run.path.name, planned_steps=run.planned_steps)
+    progress = Progress(run.path.name)
     end = run.read[0]
     for row in rows_of(tail(run.path / METRICS, max(0, end - PACE_TAIL), end)):
         take(progress, row)

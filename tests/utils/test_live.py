@@ -107,6 +107,20 @@ def test_new_rows_come_as_points_and_texts_with_the_progress(run: Path) -> None:
     assert progress["step_s"] > 0 and polled(follower) == []
 
 
+def test_in_a_warm_up_the_time_left_is_the_warm_up_s(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", sft_steps=0, grpo_steps=0, status="running")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["config"] |= {"sft_steps": 100, "max_steps": 300}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    for step in range(1, 41):
+        log(run, step, split="sft")
+    follower, _ = follower_of(run)
+    follower.page()
+    found = follower.standing()
+    assert found is not None and (found["step"], found["planned_steps"], found["eta_of"]) == (40, 400, "warm-up")
+    assert found["eta_s"] == pytest.approx(60 * found["step_s"])
+
+
 def test_a_viewer_that_comes_back_misses_nothing_and_sees_nothing_twice(run: Path) -> None:
     follower, clock = follower_of(run)
     mark, _ = follower.page()

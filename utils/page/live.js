@@ -61,11 +61,12 @@ function takeNews(news) {
   if (news.progress) showProgress(news.progress);
 }
 
-/** @param {{step: number, planned_steps: number | null, eta_s?: number | null, status?: string | null}} progress */
+/** @param {{step: number, planned_steps: number | null, eta_s?: number | null, eta_of?: string | null,
+ *   status?: string | null}} progress */
 function showProgress(progress) {
   const box = byId("progress");
-  const { step, planned_steps: planned, eta_s: eta } = progress;
-  const left = eta === null || eta === undefined ? "" : ` · ${duration(eta)} left`;
+  const { step, planned_steps: planned, eta_s: eta, eta_of: stage } = progress;
+  const left = eta === null || eta === undefined ? "" : ` · ${duration(eta)} left${stage ? ` of the ${stage}` : ""}`;
   box.hidden = progress.status !== undefined && progress.status !== "running";
   box.replaceChildren(
     make("progress", { max: planned || 1, value: planned ? step : 0, "aria-label": "steps done" }),
