@@ -11,7 +11,7 @@ server-sent event, so a browser that reconnects names it (Last-Event-ID), and th
 no journal is kept, and a restarted server answers as well. Three kinds of events are sent:
 
     append    {"charts": [{"key", "run", "kind", "steps", "values", "low", "high"}], "completions": [rows], "progress"}
-    progress  {"run", "step", "planned_steps", "eta_s", "eta_of", "step_s", "status"} every HEARTBEAT_S: silence is a fault
+    progress  {"run", "step", "planned_steps", "eta_s", "eta_of", "step_s", "status"}, every HEARTBEAT_S at least
     reload    nothing; more has changed than can be appended: take up the page anew, and follow from its mark
 
 One poll serves all viewers: what it costs does not depend on how many there are, and no viewer touches the run's files.
