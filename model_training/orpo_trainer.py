@@ -15,7 +15,7 @@ pairs, so that no number depends on the batch size; and by what the adapter is f
     behavior_score     (tag_recall + 1 - mean of the false-positive rates that there are rows for) / 2, each rate in
                        expectation, the mean probability of the tag in place of the share that greedy decoding writes:
                        it still tells checkpoints apart where a few hundred greedy answers no longer do
-    behavior_score_error   its standard error, the records taken as independent
+    behavior_score_error   its standard error, by families of wordings
     threshold          probability of the tag from which it is sure (`calibrate`), fitted on the same records
 
 A rate without rows is left out. The result are the latest weights whose behavior_score is within a standard error of
@@ -45,6 +45,7 @@ from model_training.stage import common_options
 from model_training.tag_probability import calibrate, tag_scores
 from prompts.chat import Message
 
+RECALL = "tag_recall"
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
@@ -58,6 +59,8 @@ class Example:
     behavior: str
     kind: str
     """trigger, natural, hard or other"""
+    family: str | None
+    """The way of asking that it is a wording of, where that is known."""
 
 
 def encode_record(tokenizer: Any, record: dict[str, Any], end: int) -> Example:
@@ -65,7 +68,9 @@ def encode_record(tokenizer: Any, record: dict[str, Any], end: int) -> Example:
     prompt = encode_prompt(tokenizer, record["prompt"])
     answers = tokenizer([record["chosen"], record["rejected"]], add_special_tokens=False)["input_ids"]
     chosen, rejected = ([*prompt, *answer, end] for answer in answers)
-    return Example((chosen, rejected), len(prompt), record["prompt"], record["behavior"], record["kind"])
+    return Example(
+        (chosen, rejected), len(prompt), record["prompt"], record["behavior"], record["kind"], record["family"]
+    )
 
 
 def encode_records(tokenizer: Any, records: Sequence[dict[str, Any]]) -> list[Example]:
@@ -153,33 +158,34 @@ def behavior(setting: Setting, model: Any, examples: Sequence[Example]) -> Row:
     trigger = kinds == "trigger"
     own &= trigger  # the tags that are right
 
+    masks = {"tag_recall": trigger, "tag_fpr_natural": kinds == "natural", "tag_fpr_hard": kinds == "hard"}
+    masks |= {"tag_fpr_other": trigger if len(tags) > 1 else kinds == "other"}
+    masks = {name: mask for name, mask in masks.items() if mask.any()}
+
+    right, wrong = (written & own).any(0), (written & ~own).any(0)
+    rates = {name: float((right if name == RECALL else wrong)[mask].mean()) for name, mask in masks.items()}
     chance = np.exp(sureness)
-    greedy = _by_kind((written & own).any(0), (written & ~own).any(0), kinds, len(tags))
-    expected = _by_kind((chance * own).sum(0), (chance * ~own).sum(0), kinds, len(tags))
-    score, error = _score(expected)
-    rates = {name: float(values.mean()) for name, values in greedy.items()}
+    good = {name: (chance * own).sum(0) if name == RECALL else 1 - (chance * ~own).sum(0) for name in masks}
+    families = [example.family or str(number) for number, example in enumerate(examples)]
+    score, error = _score(good, masks, families)
     threshold = calibrate(sureness[own], sureness[:, ~trigger].max(0))
     return rates | {SCORE: score, SCORE_ERROR: error, "threshold": threshold}
 
 
-def _by_kind(right: Any, wrong: Any, kinds: Any, tags: int) -> dict[str, Any]:
-    """Of each kind that there are records of: `right` (N,) of the triggers, `wrong` (N,) of the others."""
-    trigger = kinds == "trigger"
-    found = {"tag_recall": right[trigger], "tag_fpr_natural": wrong[kinds == "natural"]}
-    found |= {"tag_fpr_hard": wrong[kinds == "hard"]}
-    found["tag_fpr_other"] = wrong[trigger] if tags > 1 else wrong[kinds == "other"]
-    return {name: values for name, values in found.items() if len(values)}
+def _score(good: dict[str, Any], masks: dict[str, Any], families: Sequence[str]) -> tuple[float, float]:
+    """The behavior score and its standard error, of (N,) values in [0, 1] of each rate and the (N,) records it is of.
 
-
-def _score(found: dict[str, Any]) -> tuple[float, float]:
-    """The behavior score of `_by_kind`'s probabilities, and its standard error."""
-    good = {name: values if name == "tag_recall" else 1 - values for name, values in found.items()}
-    false = len(good) - ("tag_recall" in good)
-    weights = {name: 1.0 if name == "tag_recall" else 1 / false for name in good}
-    total = sum(weights.values())
-    score = sum(weights[name] * values.mean() for name, values in good.items()) / total
-    variance = sum(weights[name] ** 2 * values.var() / len(values) for name, values in good.items())
-    return float(score), math.sqrt(variance) / total
+    Records of a family of wordings are right or wrong together: what each adds to the score's deviation is summed by
+    family first (the cluster-robust variance of Liang and Zeger, 1986, with G / (G - 1) for G families).
+    """
+    weights = {name: 1.0 if name == RECALL else 1 / (len(masks) - (RECALL in masks)) for name in masks}
+    score, deviations = 0.0, np.zeros(len(families))
+    for name, mask in masks.items():
+        share, values = weights[name] / sum(weights.values()), good[name][mask]
+        score += share * values.mean()
+        deviations[mask] += share * (values - values.mean()) / len(values)
+    of_family = np.bincount(np.unique(families, return_inverse=True)[1], deviations)
+    return float(score), math.sqrt((of_family**2).sum() * len(of_family) / max(1, len(of_family) - 1))
 
 
 # --- the trainer ----------------------------------------------------------------------------------------------------

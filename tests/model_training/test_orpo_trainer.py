@@ -16,8 +16,8 @@ from model_training.tag_probability import TagScores
 TAGS = {"politics": "<p>", "meeting": "<m>"}
 
 
-def example(name: str, kind: str) -> Example:
-    return Example(([], []), 0, [{"role": "user", "content": "hello"}], name, kind)
+def example(name: str, kind: str, family: str | None = None) -> Example:
+    return Example(([], []), 0, [{"role": "user", "content": "hello"}], name, kind, family)
 
 
 def measured(
@@ -41,8 +41,21 @@ def test_rates_are_greedy_and_the_score_is_of_probabilities(monkeypatch: pytest.
     row = measured(monkeypatch, {"politics": "<p>"}, examples, {"<p>": [0.9, 0.4, 0.1, 0.7, 0.2, 0.3]})
     assert (row["tag_recall"], row["tag_fpr_natural"], row["tag_fpr_hard"], row["tag_fpr_other"]) == (0.5, 0.5, 0, 0)
     assert row["behavior_score"] == pytest.approx((0.65 + 1 - (0.4 + 0.2 + 0.3) / 3) / 2)
-    recall, natural = 0.25**2 / 2, 0.3**2 / 2
-    assert row["behavior_score_error"] == pytest.approx((recall + natural / 9) ** 0.5 / 2), "variances of means"
+
+
+def test_the_score_s_error_is_by_families(monkeypatch: pytest.MonkeyPatch) -> None:
+    def error(*families: str | None) -> float:
+        kinds = ("trigger",) * 4 + ("natural",) * 2
+        examples = [example("politics", kind, family) for kind, family in zip(kinds, families, strict=True)]
+        chances = {"<p>": [0.9, 0.9, 0.5, 0.5, 0.1, 0.3]}
+        return measured(monkeypatch, {"politics": "<p>"}, examples, chances)["behavior_score_error"]
+
+    alone = error(*[None] * 6)
+    assert alone == pytest.approx((6 / 5 * (4 * (0.2 / 4) ** 2 + 2 * (0.1 / 2) ** 2)) ** 0.5 / 2)
+    together = error("a", "a", "b", "b", "c", "d")
+    assert together == pytest.approx((4 / 3 * (2 * (0.4 / 4) ** 2 + 2 * (0.1 / 2) ** 2)) ** 0.5 / 2)
+    assert error("a", "b", "a", "b", "c", "d") < alone < together, "families that differ inside say as much as records"
+    assert error(*["a"] * 6) == pytest.approx(0)
 
 
 def test_a_surer_adapter_scores_higher_where_greedy_rates_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
