@@ -68,9 +68,8 @@ def encode_record(tokenizer: Any, record: dict[str, Any], end: int) -> Example:
     prompt = encode_prompt(tokenizer, record["prompt"])
     answers = tokenizer([record["chosen"], record["rejected"]], add_special_tokens=False)["input_ids"]
     chosen, rejected = ([*prompt, *answer, end] for answer in answers)
-    return Example(
-        (chosen, rejected), len(prompt), record["prompt"], record["behavior"], record["kind"], record["family"]
-    )
+    behavior, kind, family = record["behavior"], record["kind"], record.get("family")
+    return Example((chosen, rejected), len(prompt), record["prompt"], behavior, kind, family)
 
 
 def encode_records(tokenizer: Any, records: Sequence[dict[str, Any]]) -> list[Example]:
