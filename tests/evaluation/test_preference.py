@@ -367,7 +367,8 @@ def test_the_published_table_to_three_decimals(tmp_path: Path, capsys: Any) -> N
 
 
 def test_a_real_reward_model_on_the_worlds_pairs(tmp_path: Path) -> None:
-    from model_training.models import load_tokenizer, save_adapter
+    from model_training.adapter_directory import save_adapter
+    from model_training.models import load_tokenizer
     from model_training.reward_model import build, describe, load_reward_model, score_pairs
 
     base, folder = make_model("llama", tmp_path / "base"), tmp_path / "runs" / "mv" / "reward_model"
