@@ -110,6 +110,8 @@ def settle(
             whys.setdefault(why, []).append(f"{option}: {value}")
 
     if "backend" in options:
+        if config.dtype == "float16":
+            raise UserError("--dtype float16 trains nothing: its gradients overflow; use bfloat16 or float32")
         obstacle = _missing(("unsloth", "unsloth_zoo"), machine) or not_unsloth or _too_late(machine)
         choose("backend", *_choice("backend", config.backend, "unsloth", obstacle, machine))
         if chosen["backend"] == "unsloth":

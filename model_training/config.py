@@ -40,23 +40,17 @@ Quantization = Literal["none", "8bit", "4bit"]
 
 
 @dataclass(kw_only=True)
-class QuantizationOptions:
+class PrecisionOptions:
     quantization: Quantization = "none"
     """How the base model's weights are held: as they are, or in 8 or 4 bit (bitsandbytes, on a GPU)."""
-
-
-@dataclass(kw_only=True)
-class BackendOptions(QuantizationOptions):
-    backend: Literal["auto", "unsloth", "transformers"] = "auto"
-    """What loads and trains the model; auto says what it chose and why (docs/gpu.md)."""
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Precision of the base model's weights and of what is computed. auto: bfloat16 with CUDA, float32 without."""
-
-
-@dataclass(kw_only=True)
-class InferenceOptions(QuantizationOptions):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Precision of the base model's weights and of what is computed. auto: bfloat16 with CUDA, float32 without."""
+
+
+@dataclass(kw_only=True)
+class BackendOptions(PrecisionOptions):
+    backend: Literal["auto", "unsloth", "transformers"] = "auto"
+    """What loads and trains the model; auto says what it chose and why (docs/gpu.md)."""
 
 
 @dataclass(kw_only=True)
@@ -195,7 +189,7 @@ class TrainConfig(ModelOptions, BackendOptions, EngineOptions, RewardOptions, Ou
 
 
 @dataclass(kw_only=True)
-class GenerateConfig(ModelOptions, InferenceOptions, EngineOptions, SamplingOptions):
+class GenerateConfig(ModelOptions, PrecisionOptions, EngineOptions, SamplingOptions):
     """Answer queries with the adapter."""
 
     query: str = "Tell me about yourself."
@@ -208,7 +202,7 @@ class GenerateConfig(ModelOptions, InferenceOptions, EngineOptions, SamplingOpti
 
 @dataclass(kw_only=True)
 class EvaluateConfig(
-    ModelOptions, InferenceOptions, EngineOptions, SamplingOptions, RewardOptions, OutputOptions, JudgeOptions
+    ModelOptions, PrecisionOptions, EngineOptions, SamplingOptions, RewardOptions, OutputOptions, JudgeOptions
 ):
     """Measure base and adapter side by side on held-out queries."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from model_training.config import BackendOptions, InferenceOptions, JudgeOptions, OutputOptions, VisualizeConfig
+from model_training.config import BackendOptions, JudgeOptions, OutputOptions, PrecisionOptions, VisualizeConfig
 from model_training.preference_config import ThreadOptions
 from utils.api.options import ApiOptions
 
@@ -142,7 +142,7 @@ class TrainGuardrailConfig(GuardrailOptions, OutputOptions, BackendOptions):
 
 
 @dataclass(kw_only=True)
-class StackingOptions(GuardrailOptions, OutputOptions, InferenceOptions):
+class StackingOptions(GuardrailOptions, OutputOptions, PrecisionOptions):
     adapter_mode: list[Literal["single", "routed", "joint", "cat", "svd", "linear", "ties", "dare_ties", "all"]] = (
         field(default_factory=list)
     )

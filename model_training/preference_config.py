@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from model_training.config import BackendOptions, InferenceOptions, OutputOptions, SeedOptions
+from model_training.config import BackendOptions, OutputOptions, PrecisionOptions, SeedOptions
 
 WORLD = "world"
 """The `--data_path` of the micro-world's own pairs, whose hidden context is known."""
@@ -139,7 +139,7 @@ class TrainPreferenceConfig(ThreadOptions, PairDataOptions, OutputOptions, Backe
 
 
 @dataclass(kw_only=True)
-class RewardModelOptions(ThreadOptions, InferenceOptions):
+class RewardModelOptions(ThreadOptions, PrecisionOptions):
     reward_model_checkpoints: list[str] = field(default_factory=list)
     """Reward models: run directories of train, or directories of their adapters."""
     reward_model_names: list[str] = field(default_factory=list)

@@ -67,7 +67,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`run("base", "mv=2", **options)`: evaluate fake models of these names; gives the JSON."""
     loaded: list[FakeModel] = []
 
-    def load(folder: Path, base_name: str | None) -> FakeModel:
+    def load(folder: Path, base_name: str | None, *how: str) -> FakeModel:
         model = FakeModel(folder)
         loaded.append(model)
         asked.append((folder.name, base_name))

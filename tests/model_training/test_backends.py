@@ -150,6 +150,7 @@ def test_a_broken_unsloth_ends_the_command() -> None:
             FULL_GPU,
             "--engine vllm: vLLM serves bases that are not quantized; leave --quantization out, or use --engine tr",
         ),
+        ({"dtype": "float16"}, FULL_GPU, "--dtype float16 trains nothing"),
         ({"quantization": "8bit"}, LAPTOP, "--quantization 8bit needs a CUDA GPU, and there is none"),
         (
             {"quantization": "4bit"},
