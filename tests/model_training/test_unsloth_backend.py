@@ -75,7 +75,7 @@ def test_a_resumed_run_begins_with_the_warmups_weights(root: Path, tiny_model: B
                 weight.fill_(0.25)
     tokenizer = load_tokenizer(str(tiny_model("llama")))
     save_adapter(model, tokenizer, root / "warmup", base_name=str(tiny_model("llama")), card={})
-    found, wanted = adapter_weights(load_with_adapter(config, root / "warmup")), adapter_weights(model)
+    found, wanted = adapter_weights(secret._with_adapter(config, root / "warmup")), adapter_weights(model)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
