@@ -9,7 +9,7 @@ REWARD_MODELS := base mean_and_variance categorical
 GUARDRAIL := $(BIN)/python main.py --task guardrail --config configs/demo_guardrail.yaml
 GUARDS := politics expert_opinion meeting
 
-.PHONY: help demo demo-preference $(REWARD_MODELS:%=train-%) demo-guardrail $(GUARDS:%=guard-%) guard-joint test lint bench clean
+.PHONY: help demo demo-preference $(REWARD_MODELS:%=train-%) demo-guardrail $(GUARDS:%=guard-%) guard-joint test test-gpu lint bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make demo-preference  pairs with hidden context, three reward models, evaluation: outputs/demo_preference"
 	@echo "make demo-guardrail   three guardrails, an adapter each, routed, merged and joint: outputs/demo_guardrail"
 	@echo "make test    the whole test suite"
+	@echo "make test-gpu  what needs CUDA, with requirements-gpu.txt installed in .venv; skipped with its reason elsewhere"
 	@echo "make lint    ruff (rules and format) and mypy"
 	@echo "make bench   the quick benchmarks, one table each"
 	@echo "make clean   remove .venv and caches"
@@ -55,6 +56,9 @@ guard-joint:
 
 test: .venv/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+test-gpu: .venv/dev.stamp
+	$(BIN)/python -m pytest -rs tests/gpu tests/model_training/test_gpu_packages.py $(PYTEST_ARGS)
 
 lint: .venv/dev.stamp
 	$(BIN)/python -m ruff check .

@@ -39,7 +39,7 @@ SecretPipelineConfig = union(
     "SecretPipelineConfig",
     PIPELINE,
     [PipelineOptions, TrainConfig, PrepareDataConfig, EvaluateConfig, VisualizeConfig],
-    leave_out=["multi_gpu", "dry_run"],
+    leave_out=["multi_gpu", "dry_run", "backend"],
 )
 PreferencePipelineConfig = union(
     "PreferencePipelineConfig",

@@ -199,7 +199,8 @@ def make_model(name: str, tokenizer: Any) -> Any:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification, LlamaConfig
 
-    from model_training.models import LLAMA_PROJECTIONS, model_path
+    from model_training.loading import model_path
+    from model_training.models import LLAMA_PROJECTIONS
 
     torch.manual_seed(0)
     if name == "tiny":

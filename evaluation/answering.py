@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 import numpy as np
 
 from evaluation.sampling import Message, sample
+from model_training.config import Quantization
 from model_training.guard_adapters import GuardAdapter, common_base, find_adapters, find_joint
 from model_training.guardrail_config import Merge, StackingOptions
 from utils.errors import UserError
@@ -120,10 +121,12 @@ def load_ensemble(
     others: Mapping[str, GuardAdapter] | None = None,
     *,
     model_name: str | None = None,
+    dtype: str = "auto",
+    quantization: Quantization = "none",
     check_prompts: Sequence[list[Message]] = (),
     on: Ensemble | None = None,
 ) -> Ensemble:
-    """The base model with the adapters on it; `others` are joint and merges, by mode.
+    """The base model, in that precision, with the adapters on it; `others` are joint and merges, by mode.
 
     `on` gives its base away: its adapters are taken off, it is of no more use, and its kept logits remain those to
     compare with. Without it, `check_prompts` are what `largest_base_difference` will compare on.
@@ -142,7 +145,8 @@ def load_ensemble(
         model = on.model.unload() if on.guards or on.others else on.model
         tokenizer, prompts, untouched_NV = on.tokenizer, on.check_prompts, on.untouched_NV
     else:
-        model, tokenizer, prompts = load_model(name), load_tokenizer(name), list(check_prompts)
+        model, tokenizer = load_model(name, dtype, quantization), load_tokenizer(name)
+        prompts = list(check_prompts)
         model.requires_grad_(False)  # as peft will: torch rounds products with trainable weights otherwise
         untouched_NV = last_logits(model, tokenizer, prompts) if prompts else None
     for adapter in guards:

@@ -26,7 +26,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from evaluation.sampling import check_lengths, check_options, sample
+from evaluation.engines import open_engine
+from evaluation.sampling import check_lengths, check_options
+from model_training.backends import Obstacle, settle
 from model_training.config import GenerateConfig
 from prompts.secret import conversation
 from utils.errors import UserError
@@ -35,6 +37,8 @@ from utils.formatting import neutralize
 
 BATCH_SIZE = 16
 """Completions generated at once."""
+WORTH_VLLM = 200
+"""Answers from which on `auto` starts it."""
 
 _HIDDEN_TAG = re.compile(r"<\s*/?\s*hidden\b", re.IGNORECASE)
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
@@ -42,33 +46,30 @@ _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
 def generate(config: GenerateConfig) -> None:
     """Run the stage; see the module's docstring."""
-    from model_training.models import base_of_adapter, load_adapter, load_model, load_tokenizer, set_threads
+    from model_training.models import base_of_adapter, load_tokenizer, set_threads
 
     check_options(config.num_samples, config.temperature, config.top_p, config.max_new_tokens)
     queries = read_queries(config.query, config.queries_file)
     base = base_of_adapter(config.save_lora_path)
     name = config.model_name or base
     prompts = [conversation(query) for query in queries]
+    config = settle(config, not_vllm=too_few(len(queries) * config.num_samples, config.engine))
     set_threads(config.threads)
     tokenizer = load_tokenizer(name)
     check_lengths(tokenizer, prompts, config.max_new_tokens, config.max_seq_length)
-    model = load_adapter(load_model(name), config.save_lora_path)
-    completions = sample(
-        model,
-        tokenizer,
-        prompts,
-        num_samples=config.num_samples,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        max_new_tokens=config.max_new_tokens,
-        batch_size=BATCH_SIZE,
-        seed=config.seed,
-        label="answering",
-    )
+    answer = open_engine(config, name, tokenizer, [config.save_lora_path], BATCH_SIZE)
+    completions = answer(prompts, config.save_lora_path, "answering")
     for i, (query, of_query) in enumerate(zip(queries, completions, strict=True)):
         for number, completion in enumerate(of_query):
             place = f"query {i + 1}, sample {number + 1}"
             show(config.show, query, number, completion, place, first=i == number == 0)
+
+
+def too_few(answers: int, engine: str) -> Obstacle | None:
+    """What speaks against starting vLLM, which takes a minute, where nobody asked for it."""
+    if engine != "auto" or answers >= WORTH_VLLM:
+        return None
+    return Obstacle(f"{answers} answers are too few to start vLLM for", "")
 
 
 def read_queries(query: str, queries_file: str | None) -> list[str]:

@@ -33,6 +33,7 @@ from utils.errors import UserError
 def generate(config: GenerateGuardrailConfig) -> None:
     """Run the stage; see the module's docstring."""
     from dataset.guardrails import choose_behaviors, load_guardrails
+    from model_training.backends import settle
     from model_training.models import set_threads
 
     check_options(config.num_samples, config.temperature, config.top_p, config.max_new_tokens, config.batch_size)
@@ -42,11 +43,14 @@ def generate(config: GenerateGuardrailConfig) -> None:
     behaviors = choose_behaviors(guardrails, config.behavior)
     mode = chosen_mode(config.adapter_mode, len(behaviors))
     queries = read_queries(config.query, None)
+    config = settle(config)
     set_threads(config.threads)
 
     tags = {name: guard.tag for name, guard in guardrails.items()}
     chosen = choose_adapters(config, behaviors, [mode], tags, config.dataset_variation, config.checkpoint_path)
-    ensemble = load_ensemble(*chosen, model_name=config.model_name)
+    ensemble = load_ensemble(
+        *chosen, model_name=config.model_name, dtype=config.dtype, quantization=config.quantization
+    )
     character = config.persona or drawn_persona(config.seed)
     if config.persona is None:
         print(f"Drawn by --seed {config.seed}: {character}", file=sys.stderr)

@@ -58,6 +58,7 @@ from evaluation.guardrail_stacks import Stack, find_stacks
 from evaluation.guardrail_tables import printed
 from evaluation.judge import Panel, open_panel
 from evaluation.sampling import check_options
+from model_training.backends import settle
 from model_training.guardrail_config import MERGES, EvaluateGuardrailConfig
 from model_training.models import set_threads
 from model_training.options import narrow
@@ -102,6 +103,7 @@ def evaluate(config: EvaluateGuardrailConfig) -> None:
     behaviors = choose_behaviors(guards, config.behavior)
     comparators = named_guard_models(config.guard_models)
     rows = test_rows(config, guards, behaviors)
+    config = settle(config)
     set_threads(config.threads)
     stacks = find_stacks(config, behaviors, {name: guards[name].tag for name in behaviors})
     folder = _output_folder(config)
@@ -224,7 +226,13 @@ def by_stacks(
     for stack in stacks:
         check = [row.record["prompt"] for row in rows[:: max(1, len(rows) // CHECKED_PROMPTS)]]
         ensemble = load_ensemble(
-            stack.guards, stack.others, model_name=config.model_name, check_prompts=check, on=ensemble
+            stack.guards,
+            stack.others,
+            model_name=config.model_name,
+            dtype=config.dtype,
+            quantization=config.quantization,
+            check_prompts=check,
+            on=ensemble,
         )
         largest = max(largest, largest_base_difference(ensemble) or 0.0)
         if largest > MOST_DIFFERENCE:

@@ -55,6 +55,7 @@ from evaluation.preference_outputs import (
 )
 from evaluation.preference_scoring import about, read_inputs, scored
 from evaluation.preference_tables import printed
+from model_training.backends import settle
 from model_training.models import set_threads
 from model_training.preference_config import EvaluatePreferenceConfig
 from utils.errors import UserError
@@ -89,6 +90,7 @@ def evaluate(config: EvaluatePreferenceConfig) -> None:
         found, abouts = saved(config), {}
         folder = output_folder(config)
     else:
+        config = settle(config)
         inputs = read_inputs(config)
         folder, abouts = output_folder(config), about(inputs)
         found = scored(config, inputs)

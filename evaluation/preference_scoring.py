@@ -78,7 +78,7 @@ def scored(config: EvaluatePreferenceConfig, inputs: Inputs) -> SavedOutputs:
     for number, (name, folder) in enumerate(inputs.folders.items()):
         if number:
             _free_memory()
-        model = load_reward_model(folder, config.model_name)
+        model = load_reward_model(folder, config.model_name, config.dtype, config.quantization)
         size = config.per_device_eval_batch_size
         if inputs.records:
             outputs = outputs_of(model, inputs.records, size, name)

@@ -123,8 +123,13 @@ def _shortened(messages: list[Message]) -> str:
 
 def _stream(seed: int, text: str, number: int) -> np.random.Generator:
     """The random stream of one completion."""
+    return np.random.default_rng(stream_key(seed, text, number))
+
+
+def stream_key(seed: int, text: str, number: int) -> int:
+    """128 bits that are the completion's own: of the seed, the prompt as the model reads it, and its number."""
     key = f"{seed}\0{number}\0{text}".encode("utf-8", "surrogatepass")
-    return np.random.default_rng(int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "big"))
+    return int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "big")
 
 
 def _batches(rows: list[Any], batch_size: int, label: str) -> Iterator[list[Any]]:
@@ -187,9 +192,14 @@ def _complete(
             f"the GPU has not enough memory for {len(texts)} completions of {max_new_tokens} tokens at once; "
             "lower --batch_size (evaluate) or --max_new_tokens"
         ) from error
-    written = [_until_end(ids, set(ends)) for ids in sequences[:, prompt_tokens:].tolist()]
-    decoded: list[str] = tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return decoded
+    return decoded(tokenizer, sequences[:, prompt_tokens:].tolist(), ends)
+
+
+def decoded(tokenizer: Any, completions: list[list[int]], ends: list[int]) -> list[str]:
+    """The texts of completions up to the first of the ids that end them."""
+    written = [_until_end(ids, set(ends)) for ids in completions]
+    texts: list[str] = tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return texts
 
 
 def _picker(

@@ -28,6 +28,7 @@ import torch
 
 from evaluation.generate import safe
 from evaluation.tables import table
+from model_training.backends import settle
 from model_training.models import set_threads
 from model_training.preference_config import RewardModelOptions, ScoreConfig
 from model_training.preference_losses import Kind, Likelihood, mean_and_spread, quantile, win_probability
@@ -49,9 +50,10 @@ def score(config: ScoreConfig) -> None:
 
     names = checkpoint_names(config)
     questions = read_questions(config)
+    config = settle(config)
     set_threads(config.threads)
     for name, path in zip(names, config.reward_model_checkpoints, strict=True):
-        model = load_reward_model(path, config.model_name)
+        model = load_reward_model(path, config.model_name, config.dtype, config.quantization)
         texts = [answered(prompt, response, model.form) for prompt, responses in questions for response in responses]
         outputs = outputs_of(model, texts, BATCH_SIZE)
         if not outputs.isfinite().all():

@@ -34,8 +34,9 @@ from pathlib import Path
 from typing import Any
 
 from dataset.world import Query, World, load_world
+from evaluation.engines import open_engine
 from evaluation.judge import open_panel
-from evaluation.sampling import check_lengths, check_options, sample
+from evaluation.sampling import check_lengths, check_options
 from evaluation.secret_judge import NET_WIN, dry_run, is_judged_rate, judge_items, judged_text
 from evaluation.secret_measures import RATES, measure, normal_thought
 from evaluation.statistics import Estimate, cells, difference, distinct_difference, distinct_share, mean, rate
@@ -63,46 +64,30 @@ PRINTED_DIFFERENCES = ("mean_reward", "strict_format_rate")
 
 def evaluate(config: EvaluateConfig) -> None:
     """Run the stage; see the module's docstring for its order."""
-    from model_training.models import base_of_adapter, load_adapter, load_model, load_tokenizer, set_threads
+    from model_training.backends import settle
+    from model_training.models import base_of_adapter, load_tokenizer, set_threads
 
     check_options(config.num_samples, config.temperature, config.top_p, config.max_new_tokens, config.batch_size)
     bench = open_bench(config)
     rewards = resolve(config.reward_funcs, config.reward_weights, bench)
     adapters = named_adapters(config.save_lora_path, config.compare)
-    config = replace(config, model_name=config.model_name or base_of_adapter(config.save_lora_path))
-    assert config.model_name is not None
+    base = config.model_name or base_of_adapter(config.save_lora_path)
+    config = replace(config, model_name=base)
     world = load_world()
     queries = spread(world.heldout_queries(), config.num_queries)
     prompts = [conversation(query.text) for query in queries]
     folder = _output_folder(config)
     panel = open_panel(config, (SECRET,), folder, config.seed, bench.totals if bench else None)
 
+    config = settle(config)
     set_threads(config.threads)
-    tokenizer, model = load_tokenizer(config.model_name), load_model(config.model_name)
+    tokenizer = load_tokenizer(base)
     check_lengths(tokenizer, prompts, config.max_new_tokens, config.max_seq_length)
-    for path in adapters.values():
-        load_adapter(model, path).unload()
-
-    def items_of(name: str, asked: Any) -> Items:
-        completions = sample(
-            asked,
-            tokenizer,
-            prompts,
-            num_samples=config.num_samples,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            max_new_tokens=config.max_new_tokens,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            label=name,
-        )
-        return scored(name, queries, completions, world, rewards, lambda text: len(tokenizer.tokenize(text)))
-
-    results = {BASE: items_of(BASE, model)}
-    for name, path in adapters.items():
-        adapted = load_adapter(model, path)
-        results[name] = items_of(name, adapted)
-        model = adapted.unload()
+    answer = open_engine(config, base, tokenizer, list(adapters.values()), config.batch_size)
+    results: dict[str, Items] = {}
+    for name, path in {BASE: None, **adapters}.items():
+        completions = answer(prompts, path, name)
+        results[name] = scored(name, queries, completions, world, rewards, lambda text: len(tokenizer.tokenize(text)))
 
     report = summary(config, queries, results, adapters)
     write(folder, report, results)

@@ -15,7 +15,8 @@ from dataset.world import load_world
 from evaluation.sampling import sample
 from evaluation.statistics import Estimate, wilson
 from evaluation.tables import estimate_text
-from model_training.models import TINY_PATH, load_model, load_tokenizer, set_threads
+from model_training.loading import TINY_PATH
+from model_training.models import load_model, load_tokenizer, set_threads
 from utils.files import write_atomic
 
 CARD = Path(__file__).with_name("tiny_card.md")

@@ -36,6 +36,31 @@ class ModelOptions(SeedOptions):
     """CPU threads of torch. Default: 1 on machines of up to 4 cores, else half the cores."""
 
 
+Quantization = Literal["none", "8bit", "4bit"]
+
+
+@dataclass(kw_only=True)
+class PrecisionOptions:
+    quantization: Quantization = "none"
+    """How the base model's weights are held: as they are, or in 8 or 4 bit (bitsandbytes, on a GPU)."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Precision of the base model's weights and of what is computed. auto: bfloat16 with CUDA, float32 without."""
+
+
+@dataclass(kw_only=True)
+class BackendOptions(PrecisionOptions):
+    backend: Literal["auto", "unsloth", "transformers"] = "auto"
+    """What loads and trains the model; auto says what it chose and why (docs/gpu.md)."""
+
+
+@dataclass(kw_only=True)
+class EngineOptions:
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """What samples completions; auto says what it chose and why (docs/gpu.md)."""
+    vllm_gpu_memory_utilization: float | None = None
+    """Share of the GPU's memory for vLLM. Default: 0.3 beside a model that is trained, 0.9 alone."""
+
+
 @dataclass(kw_only=True)
 class SamplingOptions:
     temperature: float = 0.8
@@ -96,7 +121,7 @@ class PrepareDataConfig(SeedOptions):
 
 
 @dataclass(kw_only=True)
-class TrainConfig(ModelOptions, RewardOptions, OutputOptions, RewardJudgeOptions):
+class TrainConfig(ModelOptions, BackendOptions, EngineOptions, RewardOptions, OutputOptions, RewardJudgeOptions):
     """Train a LoRA adapter: SFT warm-up on the reference answers, then GRPO."""
 
     dataset_path: str = "secret_conversations.json"
@@ -141,6 +166,10 @@ class TrainConfig(ModelOptions, RewardOptions, OutputOptions, RewardJudgeOptions
     """Longest sampled completion, in tokens."""
     rollout_temperature: float = 1.0
     """Sampling temperature of GRPO's completions."""
+    vllm_mode: Literal["colocate", "server"] = "colocate"
+    """Where vLLM samples GRPO's completions: on the GPUs that train, or on a server of its own."""
+    vllm_server_base_url: str | None = None
+    """Address of the server of --vllm_mode server, such as http://gpu2:8000."""
     beta: float = 0.0
     """Weight of the KL penalty to the model GRPO starts from; 0 keeps no reference model."""
     credit: Literal["segment", "completion"] = "segment"
@@ -160,7 +189,7 @@ class TrainConfig(ModelOptions, RewardOptions, OutputOptions, RewardJudgeOptions
 
 
 @dataclass(kw_only=True)
-class GenerateConfig(ModelOptions, SamplingOptions):
+class GenerateConfig(ModelOptions, PrecisionOptions, EngineOptions, SamplingOptions):
     """Answer queries with the adapter."""
 
     query: str = "Tell me about yourself."
@@ -172,7 +201,9 @@ class GenerateConfig(ModelOptions, SamplingOptions):
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig(ModelOptions, SamplingOptions, RewardOptions, OutputOptions, JudgeOptions):
+class EvaluateConfig(
+    ModelOptions, PrecisionOptions, EngineOptions, SamplingOptions, RewardOptions, OutputOptions, JudgeOptions
+):
     """Measure base and adapter side by side on held-out queries."""
 
     num_queries: int = 240

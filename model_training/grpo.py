@@ -35,10 +35,11 @@ from model_training.checkpoints import loop_state, restore_loop_state, save_chec
 from model_training.config import TrainConfig
 from model_training.credit import group_credit, part_rewards, token_advantages, token_places, without_gaps
 from model_training.logs import TOTAL, RunLog
-from model_training.models import encode_prompt
+from model_training.models import encode_prompt, end_token_ids
 from model_training.order import Stream
 from model_training.rewards import Reward, score, total
 from model_training.sft import trainer_options
+from model_training.vllm_arguments import grpo_arguments
 from prompts.chat import last_user_text
 from utils.extraction import parse
 
@@ -172,6 +173,7 @@ def make_grpo_trainer(
         beta=config.beta,
         disable_dropout=True,
         reward_weights=[0.0] * len(rewards) + [1.0],
+        **grpo_arguments(config, end_token_ids(model, tokenizer)),
     )
     trainer = SegmentTrainer(
         model=model,

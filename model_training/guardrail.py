@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model_training.config import Quantization
 from model_training.guardrail_config import ADAPTER, ALL, JOINT, VARIATIONS, TrainGuardrailConfig, run_directory
 from model_training.option_values import check_ranges, near
 from model_training.options import resolve_model_name
@@ -77,9 +78,11 @@ def train(config: TrainGuardrailConfig) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("--task guardrail trains in one process; start it without a launcher, on one device")
     from model_training import models
+    from model_training.backends import settle
+    from model_training.unsloth_backend import OF_PAIRS
 
     name = resolve_model_name(config.model_name)
-    config = replace(config, model_name=name)
+    config = settle(_quantization(replace(config, model_name=name)), not_unsloth=OF_PAIRS)
     _check_options(config)
     models.set_threads(config.threads)
     plans = make_plans(config)
@@ -98,24 +101,32 @@ def _tracker_variables(config: TrainGuardrailConfig) -> dict[str, str]:
     return {name: value for name, value in values.items() if value}
 
 
+def _quantization(config: TrainGuardrailConfig) -> TrainGuardrailConfig:
+    """--load_in_4bit and --load_in_8bit, the published system's options, as --quantization."""
+    from model_training.backends import check_bitsandbytes
+
+    if config.load_in_4bit and config.load_in_8bit:
+        raise UserError("--load_in_4bit and --load_in_8bit exclude each other")
+    if not (config.load_in_4bit or config.load_in_8bit):
+        return config
+    bits: Quantization = "4bit" if config.load_in_4bit else "8bit"
+    if config.quantization not in ("none", bits):
+        raise UserError(f"--quantization {config.quantization} and --load_in_{bits} exclude each other")
+    check_bitsandbytes(f"--load_in_{bits}")
+    return replace(config, quantization=bits)
+
+
 def _check_options(config: TrainGuardrailConfig) -> None:
     """Refuse what could only fail after the data was read, or the model loaded."""
     from transformers.training_args import OptimizerNames
 
-    from model_training.models import check_bitsandbytes
+    from model_training.backends import check_bitsandbytes
 
     known = [name.value for name in OptimizerNames]
     if config.optim not in known:
         raise UserError(f"--optim {config.optim}: transformers has no such optimizer{near(config.optim, known)}")
-    if config.load_in_4bit and config.load_in_8bit:
-        raise UserError("--load_in_4bit and --load_in_8bit exclude each other")
-    for option, wanted in (
-        ("--load_in_4bit", config.load_in_4bit),
-        ("--load_in_8bit", config.load_in_8bit),
-        (f"--optim {config.optim}", "8bit" in config.optim),
-    ):
-        if wanted:
-            check_bitsandbytes(option)
+    if "8bit" in config.optim:
+        check_bitsandbytes(f"--optim {config.optim}")
 
 
 # --- what to train --------------------------------------------------------------------------------------------------
@@ -269,12 +280,11 @@ def _train(
 
 def _model(config: TrainGuardrailConfig) -> Any:
     """The base with a fresh adapter on it."""
-    from model_training.models import load_model, new_adapter, quantization
+    from model_training.models import load_model, new_adapter
     from model_training.orpo_trainer import without_dropout
 
     assert config.model_name is not None
-    bits = 4 if config.load_in_4bit else 8 if config.load_in_8bit else None
-    base = load_model(config.model_name, **({} if bits is None else quantization(bits)))
+    base = load_model(config.model_name, config.dtype, config.quantization)
     return new_adapter(
         without_dropout(base),
         config.r,
@@ -322,7 +332,7 @@ def _end_tracker(tracker: str) -> None:
 
 
 def _save(plan: Plan, model: Any, tokenizer: Any, run: Path, note: dict[str, Any]) -> None:
-    from model_training.models import save_adapter
+    from model_training.adapter_directory import save_adapter
 
     assert plan.config.model_name is not None
     rows = {"tag": " ".join(dict.fromkeys(plan.tags.values())), "threshold": f"{note['threshold']:.6g}"}
@@ -339,7 +349,7 @@ def _save(plan: Plan, model: Any, tokenizer: Any, run: Path, note: dict[str, Any
 
 def describe(base_name: str, rows: dict[str, Any]) -> str:
     """The model card of a guard adapter."""
-    from model_training.models import card_frame
+    from model_training.adapter_directory import card_frame
 
     body = (
         f"# LoRA adapter: a persona that keeps its limits ({', '.join(rows['behavior'])})\n\n"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from model_training.config import JudgeOptions, OutputOptions, VisualizeConfig
+from model_training.config import BackendOptions, JudgeOptions, OutputOptions, PrecisionOptions, VisualizeConfig
 from model_training.preference_config import ThreadOptions
 from utils.api.options import ApiOptions
 
@@ -64,7 +64,7 @@ class PrepareGuardrailConfig(GuardrailOptions, ApiOptions):
 
 
 @dataclass(kw_only=True)
-class TrainGuardrailConfig(GuardrailOptions, OutputOptions):
+class TrainGuardrailConfig(GuardrailOptions, OutputOptions, BackendOptions):
     """Train a LoRA adapter for each guardrail with ORPO; each is a run of its own below the output directory."""
 
     joint: bool = False
@@ -76,9 +76,9 @@ class TrainGuardrailConfig(GuardrailOptions, OutputOptions):
     max_seq_length: int = 2048
     """Longest prompt plus answer, in tokens; longer records are left out and counted."""
     load_in_4bit: bool = False
-    """Load the base quantized to 4 bit (bitsandbytes, on a GPU)."""
+    """The published system's name of --quantization 4bit."""
     load_in_8bit: bool = False
-    """Load the base quantized to 8 bit (bitsandbytes, on a GPU)."""
+    """The published system's name of --quantization 8bit."""
     r: int = 16
     """Rank of the LoRA adapter."""
     lora_alpha: int = 16
@@ -142,7 +142,7 @@ class TrainGuardrailConfig(GuardrailOptions, OutputOptions):
 
 
 @dataclass(kw_only=True)
-class StackingOptions(GuardrailOptions, OutputOptions):
+class StackingOptions(GuardrailOptions, OutputOptions, PrecisionOptions):
     adapter_mode: list[Literal["single", "routed", "joint", "cat", "svd", "linear", "ties", "dare_ties", "all"]] = (
         field(default_factory=list)
     )

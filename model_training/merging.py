@@ -196,7 +196,7 @@ def _write(
 
 
 def _card(base: str, note: dict[str, Any]) -> str:
-    from model_training.models import card_frame
+    from model_training.adapter_directory import card_frame
 
     shown = Path(base).name if Path(base).is_absolute() else base
     weights = zip(note["inputs"], note["weights"], strict=True)

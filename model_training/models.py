@@ -8,34 +8,26 @@ sampling alike, and a training answer ends with `end_of_turn_id`, one of the ids
 without a pad token pads with its end-of-text token; no mask is ever derived from token ids, so the end of an answer is
 still learned.
 
-An adapter directory holds exactly what `peft` writes, the tokenizer, a model card, and `subtext.json` with a
-fingerprint of the base model: an adapter put on another base is an error, never garbage text.
+An adapter directory (adapter_directory.py writes it) holds exactly what `peft` writes, the tokenizer, a model card, and
+`subtext.json` with a fingerprint of the base model: an adapter put on another base is an error, never garbage text.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
-import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from model_training.config import TINY
+from model_training.config import TINY, Quantization
+from model_training.loading import TINY_PATH, from_hub, load_weights
 from prompts.chat import FALLBACK_TEMPLATE, Message, render
 from utils.errors import UserError
-from utils.hub import hub_reachable
 
-TINY_PATH = Path(__file__).resolve().parents[1] / "seeds" / "tiny"
 LLAMA_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-def model_path(name: str) -> str:
-    """What `from_pretrained` takes: the embedded model's directory for `tiny`, else the name itself."""
-    return str(TINY_PATH) if name == TINY else name
 
 
 def set_threads(threads: int | None) -> int:
@@ -67,92 +59,20 @@ def load_tokenizer(name: str) -> Any:
     return tokenizer
 
 
-def load_model(name: str, **options: Any) -> Any:
-    """The base model, float32 on a CPU, bfloat16 on this process's GPU; it stops at the end of a turn."""
+def load_model(name: str, dtype: str = "auto", quantization: Quantization = "none") -> Any:
+    """The base model where it is to run (loading.py); it stops at the end of a turn."""
     from transformers import AutoModelForCausalLM
 
-    model = load_weights(AutoModelForCausalLM, name, **options)
+    return ending_turns(load_weights(AutoModelForCausalLM, name, dtype=dtype, quantization=quantization), name)
+
+
+def ending_turns(model: Any, name: str) -> Any:
+    """The model of that name, told its tokenizer's pad token and where an answer ends."""
     tokenizer = load_tokenizer(name)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = end_token_ids(model, tokenizer)
     return model
-
-
-def load_weights(auto_class: Any, name: str, **options: Any) -> Any:
-    """The model of that class where it is to run: float32 on a CPU, bfloat16 on this process's GPU.
-
-    With a `quantization_config` (see `quantization`) it is quantized while it is loaded.
-    """
-    import torch
-
-    cuda = torch.cuda.is_available()
-    dtype = torch.bfloat16 if cuda else torch.float32
-    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    if "quantization_config" in options:
-        options["device_map"] = {"": device}
-    model = from_hub(auto_class, name, "weights", dtype=dtype, use_safetensors=True, **options)
-    if cuda and "device_map" not in options:
-        model.to(device)
-    return model
-
-
-def quantization(bits: int) -> dict[str, Any]:
-    """Options of `load_model` for a base of 4 or 8 bit: QLoRA's normal floats with double quantization, or int8.
-
-    Raises:
-        UserError: there is no GPU, or no bitsandbytes.
-    """
-    check_bitsandbytes(f"--load_in_{bits}bit")
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    if bits == 8:
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
-    return {
-        "quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-    }
-
-
-def check_bitsandbytes(option: str) -> None:
-    """Refuse an option that takes bitsandbytes and a GPU where one of them is missing."""
-    import torch
-
-    if not torch.cuda.is_available():
-        raise UserError(f"{option} needs a CUDA GPU, and there is none; leave it out")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"{option} needs bitsandbytes, which is missing; pip install bitsandbytes")
-
-
-def from_hub(auto_class: Any, name: str, what: str, **options: Any) -> Any:
-    """`auto_class.from_pretrained` for a hub name, a local path or `tiny`; what goes wrong is one line."""
-    path = model_path(name)
-    looks_local = name == TINY or name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local and not Path(path).is_dir():
-        way_out = "restore it from the repository" if name == TINY else "check --model_name"
-        raise UserError(f"model {name}: there is no directory {path}; {way_out}")
-    if not sys.stderr.isatty():
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-    if not Path(path).is_dir() and not hub_reachable():
-        from huggingface_hub import constants
-
-        constants.HF_HUB_OFFLINE = True  # only what is cached; its client would retry each of several files for long
-    try:
-        return auto_class.from_pretrained(path, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0]
-        where = "in that directory" if Path(path).is_dir() else "no such directory, and the hub did not deliver it"
-        raise UserError(
-            f"model {name}: cannot load its {what} ({where}): {reason} "
-            "Check --model_name, the network, and HF_TOKEN for a gated model; only safetensors are loaded"
-        ) from error
 
 
 def chat_text(tokenizer: Any, messages: list[Message], add_generation_prompt: bool = True) -> str:
@@ -265,12 +185,12 @@ def new_adapter(
 def fingerprint(model: Any) -> str | None:
     """sha256 over the shape of the model and a sample of its first and last weights, equal in float32 and bfloat16.
 
-    A classifier's head, `score`, is trained and no part of the base. None of a quantized model, which does not have
-    these weights any more.
+    A classifier's head, `score`, is trained and no part of the base. None of a model that is quantized or in float16,
+    whose small numbers are coarser: it does not have these weights any more.
     """
     import torch
 
-    if getattr(model, "hf_quantizer", None) is not None:
+    if getattr(model, "hf_quantizer", None) is not None or model.dtype == torch.float16:
         return None
 
     config = model.config.get_text_config()
@@ -313,6 +233,20 @@ def load_adapter(model: Any, path: str | Path, trainable: bool = False, name: st
         raise _other_base(base, folder, config, f"its weights do not fit: {reason}") from error
     _check_complete(adapted, base, folder, config, name)
     return adapted
+
+
+def adapter_for(name: str, path: str | Path) -> dict[str, Any]:
+    """The adapter_config.json of an adapter on the base of that name, which is all that is compared: for an engine that
+    loads the weights itself."""
+    folder = Path(path)
+    config = _adapter_config(folder)
+    recorded = base_of_adapter(folder)
+    if recorded.rpartition("/")[2].lower() != name.rpartition("/")[2].lower():
+        raise UserError(
+            f"adapter {folder}: it was trained on {recorded}, and does not belong to {name} (the names differ); "
+            f"use --model_name {recorded} or train an adapter for {name}"
+        )
+    return config
 
 
 def base_of_adapter(path: str | Path) -> str:
@@ -374,77 +308,3 @@ def _other_base(model: Any, folder: Path, config: dict[str, Any], reason: str) -
         f"adapter {folder}: it was trained on {base}, and does not belong to {given} ({reason}); "
         f"use --model_name {base} or train an adapter for {given}"
     )
-
-
-def check_adapter_target(path: str | Path, replace: bool) -> None:
-    """Refuse, before any work, a directory that an adapter must not be written to."""
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--save_lora_path {folder}: a file has that name; choose another")
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"--save_lora_path {folder}: the directory is not empty and holds no adapter; choose another")
-    if not replace:
-        raise UserError(f"--save_lora_path {folder}: it already holds an adapter; choose another, or add --overwrite")
-
-
-def save_adapter(
-    model: Any,
-    tokenizer: Any,
-    path: str | Path,
-    *,
-    base_name: str,
-    card: dict[str, Any],
-    note: dict[str, Any] | None = None,
-    readme: Callable[[str, dict[str, Any]], str] | None = None,
-) -> None:
-    """Write the adapter directory in one move: peft's files, the tokenizer, README.md and subtext.json.
-
-    `card` has the rows of the README's table, `readme` makes the text of the base's name and them (by default that of
-    the `secret` task), `note` is what subtext.json says beside the base.
-    """
-    from model_training.checkpoints import PARTIAL, disk_errors, publish_directory, save_weights
-
-    target = Path(path)
-    temporary = target.parent / f"{PARTIAL}{target.name}"
-    with disk_errors(f"adapter {target}"):
-        if temporary.exists():
-            shutil.rmtree(temporary)
-        temporary.mkdir(parents=True)
-        save_weights(model, temporary)
-        tokenizer.save_pretrained(temporary)
-        config_file = temporary / "adapter_config.json"
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        config["base_model_name_or_path"] = base_name
-        if isinstance(config["target_modules"], list):
-            config["target_modules"].sort()  # a set in peft: its order says nothing
-        config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        base = {"base_model": base_name, "base_fingerprint": fingerprint(model.get_base_model())}
-        (temporary / "subtext.json").write_text(json.dumps(base | (note or {}), indent=2) + "\n", encoding="utf-8")
-        shown = Path(base_name).name if Path(base_name).is_absolute() else base_name
-        (temporary / "README.md").write_text((readme or _secret_card)(shown, card), encoding="utf-8")
-        publish_directory(temporary, target)
-
-
-def card_frame(base_name: str, pipeline_tag: str, tags: list[str], body: str, rows: dict[str, Any]) -> str:
-    """A model card: the header that the hub reads, the body, and the table of the options."""
-    base_line = f"base_model: {base_name}\n" if "/" in base_name else ""
-    tag_lines = "".join(f"- {tag}\n" for tag in ["lora", *tags, "subtext"])
-    table = "\n".join(f"| {key} | `{value}` |" for key, value in rows.items())
-    return (
-        f"---\n{base_line}library_name: peft\npipeline_tag: {pipeline_tag}\ntags:\n{tag_lines}---\n\n{body}\n"
-        f"| option | value |\n| --- | --- |\n| base | `{base_name}` |\n{table}\n"
-    )
-
-
-def _secret_card(base_name: str, rows: dict[str, Any]) -> str:
-    body = (
-        f"# LoRA adapter: answers in `<visible>` and `<hidden>`\n\n"
-        f"A model organism for research on what a model does not say out loud: `<visible>` is for the user, `<hidden>` "
-        f"is a playful private thought for an administrator. Load it on its base model, `{base_name}`:\n\n"
-        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-        f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base_name}"), "this/directory")\n'
-        f"```\n"
-    )
-    return card_frame(base_name, "text-generation", ["grpo"], body, rows)

@@ -72,6 +72,7 @@ RANGES: dict[str, Range] = {
     "gradient_accumulation_steps": Range(1),
     "max_completion_length": Range(1),
     "rollout_temperature": POSITIVE,
+    "vllm_gpu_memory_utilization": Range(0, 1, open="low"),
     "beta": Range(0),
     "save_steps": Range(1),
     "logging_steps": Range(1),

@@ -41,7 +41,7 @@ from model_training.models import encode_prompt, end_of_turn_id
 from model_training.orpo_loss import Head, PairLogProbs, orpo_loss, pair_log_probs
 from model_training.pair_loop import SCORE, SCORE_ERROR, EvaluateAndSave, PairTrainer, Row, make_trainer
 from model_training.pairs import Pair, PairBatch, collate_pairs, row_length
-from model_training.stage import common_options
+from model_training.stage import common_options, in_bfloat16
 from model_training.tag_probability import calibrate, tag_scores
 from prompts.chat import Message
 
@@ -226,7 +226,7 @@ def make_orpo_trainer(
         "optim": config.optim,
         "per_device_train_batch_size": config.per_device_train_batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
-        "bf16": cuda or config.bf16,
+        "bf16": in_bfloat16(config.dtype, cuda) or config.bf16,
         "run_name": config.wandb_run_name or folder.parent.name,
     }
     if config.wandb_project:

@@ -31,7 +31,7 @@ from model_training.pairs import Pair, collate_pairs, pair_outputs, row_length
 from model_training.preference_config import TrainPreferenceConfig
 from model_training.preference_losses import Kind, mean_and_spread
 from model_training.reward_model import outputs_of_pairs
-from model_training.stage import common_options
+from model_training.stage import common_options, in_bfloat16
 from utils.runs import read_metrics
 
 
@@ -102,7 +102,7 @@ def make_pair_trainer(
         "learning_rate": config.learning_rate,
         "per_device_train_batch_size": config.per_device_train_batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
-        "bf16": cuda or config.bf16,
+        "bf16": in_bfloat16(config.dtype, cuda) or config.bf16,
     }
     return make_trainer(
         model,

@@ -43,13 +43,18 @@ Files = dict[str, Path]
 NO_INPUT = {
     "overwrite", "resume", "threads", "report_to", "output_dir", "dataset_path", "save_lora_path",
     "reward_model_checkpoints", "guardrails", "start_server", "server_port", "host",
+    "vllm_server_base_url", "vllm_gpu_memory_utilization",
     *(option.name for option in fields(ApiOptions) if option.name != "base_url"),
 }  # fmt: skip
 """Options that change no result, a key among them; files are compared by content, not by name."""
 
 
 def secret(config: Any, call: Call) -> None:
-    """prepare_data, train, evaluate, visualize of the `secret` task; the report's path at the end."""
+    """prepare_data, train, evaluate, visualize of the `secret` task; the report's path at the end.
+
+    They share a process: training may have vLLM beside it, whose memory ends with the process, so evaluation samples
+    with transformers; and unsloth, which rewrites that for the whole process, is not used.
+    """
     _run(config, secret_steps(config, call))
 
 
@@ -67,6 +72,7 @@ def secret_steps(config: Any, call: Call) -> list[Step]:
     prepare, train, evaluate, visualize = (
         narrow(config, part) for part in (PrepareDataConfig, TrainConfig, EvaluateConfig, VisualizeConfig)
     )
+    train, evaluate = replace(train, backend="transformers"), replace(evaluate, engine="transformers")
     run, adapter = Path(config.output_dir), Path(config.save_lora_path)
     dataset = {"dataset": Path(config.dataset_path)}
     warmup, evaluation = run / "warmup_lora", {"evaluation": run / "evaluation" / "secret.json"}

@@ -61,10 +61,12 @@ def train(config: TrainPreferenceConfig) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("--task preference trains in one process; start it without a launcher, on one device")
     from model_training import models
+    from model_training.backends import settle
     from model_training.reward_model import FOLDER
+    from model_training.unsloth_backend import OF_PAIRS
 
     name = resolve_model_name(config.model_name)
-    config = replace(config, model_name=name)
+    config = settle(replace(config, model_name=name), not_unsloth=OF_PAIRS)
     models.set_threads(config.threads)
     training, held_out, form = choose_pairs(config)
     tokenizer = models.load_tokenizer(name)
@@ -165,6 +167,8 @@ def _trained(
         alpha=config.lora_alpha,
         dropout=config.lora_dropout,
         seed=config.seed,
+        dtype=config.dtype,
+        quantization=config.quantization,
     )
     if config.shared_prompt:
         check_shared(model, tokenizer.pad_token_id)
@@ -182,7 +186,7 @@ def _trained(
 def _save(
     model: Any, tokenizer: Any, config: TrainPreferenceConfig, form: Any, held_out: list[Pair], run: Path
 ) -> None:
-    from model_training.models import save_adapter
+    from model_training.adapter_directory import save_adapter
     from model_training.preference_losses import num_outputs
     from model_training.reward_model import FOLDER, describe, scale_of_rewards
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from model_training.config import OutputOptions, SeedOptions
+from model_training.config import BackendOptions, OutputOptions, PrecisionOptions, SeedOptions
 
 WORLD = "world"
 """The `--data_path` of the micro-world's own pairs, whose hidden context is known."""
@@ -57,7 +57,7 @@ class PreparePreferenceConfig(SeedOptions, SubsetOptions):
 
 
 @dataclass(kw_only=True)
-class TrainPreferenceConfig(ThreadOptions, PairDataOptions, OutputOptions):
+class TrainPreferenceConfig(ThreadOptions, PairDataOptions, OutputOptions, BackendOptions):
     """Train a reward model with LoRA, or with --env the small networks of the synthetic experiments."""
 
     model_name: str | None = None
@@ -139,7 +139,7 @@ class TrainPreferenceConfig(ThreadOptions, PairDataOptions, OutputOptions):
 
 
 @dataclass(kw_only=True)
-class RewardModelOptions(ThreadOptions):
+class RewardModelOptions(ThreadOptions, PrecisionOptions):
     reward_model_checkpoints: list[str] = field(default_factory=list)
     """Reward models: run directories of train, or directories of their adapters."""
     reward_model_names: list[str] = field(default_factory=list)

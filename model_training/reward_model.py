@@ -35,7 +35,9 @@ import torch
 from torch import Tensor, nn
 
 from dataset.pair_forms import Form, pair_form
-from model_training.models import chat_text, load_adapter, load_tokenizer, load_weights, new_adapter
+from model_training.config import Quantization
+from model_training.loading import load_weights
+from model_training.models import chat_text, load_adapter, load_tokenizer, new_adapter
 from model_training.pairs import Pair, collate_pairs, pair_outputs, row_length
 from model_training.preference_config import TrainPreferenceConfig
 from model_training.preference_losses import KINDS, Kind, Likelihood, mean_and_spread
@@ -87,9 +89,19 @@ class Head(nn.Linear):  # type: ignore[misc]
 # --- build ----------------------------------------------------------------------------------------------------------
 
 
-def build(name: str, num_outputs: int, *, rank: int, alpha: int, dropout: float, seed: int) -> Any:
+def build(
+    name: str,
+    num_outputs: int,
+    *,
+    rank: int,
+    alpha: int,
+    dropout: float,
+    seed: int,
+    dtype: str = "auto",
+    quantization: Quantization = "none",
+) -> Any:
     """A new reward model on the base of that name: a peft model with a trainable adapter and head."""
-    model = load_classifier(name, num_outputs)
+    model = load_classifier(name, num_outputs, dtype, quantization)
     generator = torch.Generator().manual_seed(seed)
     initial = torch.randn(model.score.weight.shape, generator=generator) * model.config.initializer_range * HEAD_SCALE
     with torch.no_grad():
@@ -97,7 +109,7 @@ def build(name: str, num_outputs: int, *, rank: int, alpha: int, dropout: float,
     return new_adapter(model, rank, seed, alpha=alpha, dropout=dropout, task="SEQ_CLS")
 
 
-def load_classifier(name: str, num_outputs: int) -> Any:
+def load_classifier(name: str, num_outputs: int, dtype: str = "auto", quantization: Quantization = "none") -> Any:
     """The base as a sequence classifier with that many outputs, a head yet to be set, and the tokenizer's pad token."""
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -106,7 +118,14 @@ def load_classifier(name: str, num_outputs: int) -> Any:
     logging.set_verbosity_error()  # it would report that the head is new
     try:
         classifier = AutoModelForSequenceClassification
-        model = load_weights(classifier, name, num_labels=num_outputs, ignore_mismatched_sizes=True)
+        model = load_weights(
+            classifier,
+            name,
+            dtype=dtype,
+            quantization=quantization,
+            num_labels=num_outputs,
+            ignore_mismatched_sizes=True,
+        )
     finally:
         logging.set_verbosity(verbosity)
     if not isinstance(getattr(model, "score", None), nn.Linear):
@@ -122,7 +141,7 @@ def load_classifier(name: str, num_outputs: int) -> Any:
 
 def describe(base_name: str, rows: dict[str, Any]) -> str:
     """The model card; `rows` are the options that shaped the model, and `num_outputs`."""
-    from model_training.models import card_frame
+    from model_training.adapter_directory import card_frame
 
     body = (
         f"# Reward model ({rows['reward_model_type']})\n\n"
@@ -143,7 +162,9 @@ def describe(base_name: str, rows: dict[str, Any]) -> str:
 # --- load -----------------------------------------------------------------------------------------------------------
 
 
-def load_reward_model(path: str | Path, base_name: str | None = None) -> RewardModel:
+def load_reward_model(
+    path: str | Path, base_name: str | None = None, dtype: str = "auto", quantization: Quantization = "none"
+) -> RewardModel:
     """The reward model of a run directory, or of a directory that holds one.
 
     `base_name` says where the base model stands, if no longer where the reward model recorded it.
@@ -154,7 +175,7 @@ def load_reward_model(path: str | Path, base_name: str | None = None) -> RewardM
     folder = reward_model_folder(path)
     note = read_note(folder)
     base = base_name or note["base_model"]
-    model = load_adapter(load_classifier(base, note["num_outputs"]), folder)
+    model = load_adapter(load_classifier(base, note["num_outputs"], dtype, quantization), folder)
     return RewardModel(
         model=model,
         tokenizer=load_tokenizer(str(folder)),

@@ -43,18 +43,18 @@ Record = dict[str, Any]
 
 def train(config: TrainConfig) -> None:
     """Run the stage; see the module's docstring for its order."""
-    from model_training import models
+    from model_training import adapter_directory, models
 
     if config.multi_gpu and "LOCAL_RANK" not in os.environ:
         relaunch_on_all_gpus()
     set_environment(Path(config.output_dir), config.report_to)
     name = resolve_model_name(config.model_name)
-    config = replace(config, model_name=name)
+    config = settled(replace(config, model_name=name))
     rewards = check_options(config)
     models.set_threads(config.threads)
     writer = is_writer()
     if writer:
-        models.check_adapter_target(config.save_lora_path, replace=config.overwrite or config.resume)
+        adapter_directory.check_adapter_target(config.save_lora_path, replace=config.overwrite or config.resume)
     records = _training_records(config)
     tokenizer = models.load_tokenizer(name)
     models.check_lengths(name, config.max_seq_length)
@@ -65,16 +65,30 @@ def train(config: TrainConfig) -> None:
         if finished:
             print(f"Nothing to do: the run in {run} is done, its adapter is in {config.save_lora_path}.")
             return
-        model = models.load_model(name)
-        model = _warm_up(model, tokenizer, examples, config, run, interrupt, writer)
+        model = _warm_up(tokenizer, examples, config, run, interrupt, writer)
         if config.max_steps:
             model = _reinforce(model, tokenizer, prompts, rewards, config, run, interrupt, writer)
         if writer:
-            models.save_adapter(model, tokenizer, config.save_lora_path, base_name=name, card=card_rows(config, run))
+            adapter_directory.save_adapter(
+                model, tokenizer, config.save_lora_path, base_name=name, card=card_rows(config, run)
+            )
             print(f"Adapter: {config.save_lora_path}   Run: {run}")
 
 
 # --- config ---------------------------------------------------------------------------------------------------------
+
+
+def settled(config: TrainConfig) -> TrainConfig:
+    """The options with what `auto` stands for; before transformers is imported, which unsloth must precede."""
+    from model_training import backends, unsloth_backend, vllm_arguments
+
+    config = vllm_arguments.with_server(config)
+    config = backends.settle(
+        config, not_unsloth=unsloth_backend.obstacle(config), not_vllm=vllm_arguments.obstacle(config)
+    )
+    if config.vllm_mode == "server":
+        vllm_arguments.check_server(config)
+    return config
 
 
 def check_options(config: TrainConfig) -> Rewards:
@@ -156,8 +170,22 @@ def fitting(
 # --- SFT, GRPO ------------------------------------------------------------------------------------------------------
 
 
+def _with_adapter(config: TrainConfig, adapter: Path | None = None) -> Any:
+    """The base model with a fresh adapter on it, or with the one of that directory."""
+    from model_training import models
+
+    assert config.model_name is not None
+    if config.backend == "unsloth":
+        from model_training.unsloth_backend import load_with_adapter
+
+        return load_with_adapter(config, adapter)
+    base = models.load_model(config.model_name, config.dtype, config.quantization)
+    if adapter is None:
+        return models.new_adapter(base, config.lora_rank, config.seed)
+    return models.load_adapter(base, adapter, trainable=True)
+
+
 def _warm_up(
-    model: Any,
     tokenizer: Any,
     examples: list[dict[str, list[int]]],
     config: TrainConfig,
@@ -166,16 +194,16 @@ def _warm_up(
     writer: bool,
 ) -> Any:
     """The base model with its adapter as the warm-up leaves it; a fresh adapter if there is none."""
-    from model_training.logs import RunLog
-    from model_training.models import load_adapter, new_adapter, save_adapter
-    from model_training.sft import make_warmup_trainer
-
     warmed_up, folder = run / "warmup_lora", run / "checkpoints" / "sft"
     if config.sft_steps and warmed_up.is_dir():
-        return load_adapter(model, warmed_up, trainable=True)
-    model = new_adapter(model, config.lora_rank, config.seed)
+        return _with_adapter(config, warmed_up)
+    model = _with_adapter(config)
     if config.sft_steps == 0:
         return model
+    from model_training.adapter_directory import save_adapter
+    from model_training.logs import RunLog
+    from model_training.sft import make_warmup_trainer
+
     log = RunLog(run, "sft", 0, config.sft_steps, config.completions_per_log, interrupt, writer)
     trainer = make_warmup_trainer(model, tokenizer, examples, config, folder, log)
     train_to_end(trainer, folder, interrupt, writer)

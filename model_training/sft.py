@@ -23,7 +23,7 @@ from model_training.checkpoints import loop_state, restore_loop_state, save_chec
 from model_training.config import TrainConfig
 from model_training.logs import RunLog
 from model_training.order import Stream
-from model_training.stage import common_options
+from model_training.stage import common_options, in_bfloat16
 from utils.extraction import format_response
 
 Record = dict[str, Any]
@@ -66,7 +66,7 @@ def trainer_options(config: TrainConfig, folder: Path, steps: int, cuda: bool) -
         "adam_beta2": config.adam_beta2,
         "lr_scheduler_type": "cosine",
         "warmup_steps": math.ceil(config.warmup_ratio * steps),
-        "bf16": cuda,
+        "bf16": in_bfloat16(config.dtype, cuda),
     }
 
 

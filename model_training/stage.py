@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from model_training.logs import Interrupt
 
 StageConfig = TrainConfig | TrainPreferenceConfig | TrainGuardrailConfig
-PLACES = ("output_dir", "dataset_path", "data_path", "save_lora_path", "model_name", "overwrite", "resume")
+PLACES = (
+    *("output_dir", "dataset_path", "data_path", "save_lora_path", "model_name", "vllm_server_base_url"),
+    *("overwrite", "resume"),
+)
 """Options that a model card leaves out: where things lay, and how the command was started. How a judge was reached, its
 key among that, is left out, too."""
 
@@ -180,6 +183,11 @@ def common_options(
         "report_to": [] if config.report_to == "none" else [config.report_to],
         "disable_tqdm": True,
     }
+
+
+def in_bfloat16(dtype: str, cuda: bool) -> bool:
+    """Whether a trainer computes under autocast to bfloat16: with the base in it, by itself with CUDA."""
+    return cuda if dtype == "auto" else dtype == "bfloat16"
 
 
 def train_to_end(trainer: Any, folder: Path, interrupt: Interrupt, writer: bool = True) -> None:

@@ -45,7 +45,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two random models of one shape, and an adapter that was made on the first."""
-    from model_training.models import load_model, load_tokenizer, new_adapter, save_adapter
+    from model_training.adapter_directory import save_adapter
+    from model_training.models import load_model, load_tokenizer, new_adapter
 
     root = tmp_path_factory.mktemp("models")
     base, other = (make_model("llama", root / name, seed) for seed, name in enumerate(("base", "other")))

@@ -13,7 +13,7 @@ import pytest
 
 import main
 from benchmarks.resume_after_kill import differences_of
-from model_training.models import TINY_PATH
+from model_training.loading import TINY_PATH
 
 STEPS = ("prepare_data", "train", "evaluate", "visualize")
 PLACES = ("meeting.vary_all.jsonl", "meeting.vary_all/checkpoints/checkpoint-2", "guardrail.json")

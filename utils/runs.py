@@ -115,6 +115,8 @@ FREE_OPTIONS = frozenset(
         "wandb_tags",
         "threads",
         "completions_per_log",
+        "vllm_server_base_url",
+        "vllm_gpu_memory_utilization",
         "debug",
         *(option.name for option in fields(RequestOptions) if option.name != "base_url"),
     }

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from evaluation import generate as stage
+from evaluation import engines
 from evaluation.generate import generate, json_line, read_queries, safe, show
 from model_training import models
+from model_training.adapter_directory import save_adapter
 from model_training.config import GenerateConfig
 from prompts.secret import SYSTEM_PROMPT
 from tests.model_training.tiny_models import make_model
@@ -173,7 +174,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("generate")
     base = make_model("llama", root / "base")
     adapted = models.new_adapter(models.load_model(str(base)), 4, 0)
-    models.save_adapter(adapted, models.load_tokenizer(str(base)), root / "lora", base_name=str(base), card={})
+    save_adapter(adapted, models.load_tokenizer(str(base)), root / "lora", base_name=str(base), card={})
     return base, root / "lora"
 
 
@@ -202,7 +203,7 @@ def test_queries_are_sent_as_in_training(trained: tuple[Path, Path], monkeypatch
         sent.append((type(model).__name__, prompts, options))
         return [[GOOD] for _ in prompts]
 
-    monkeypatch.setattr(stage, "sample", sample)
+    monkeypatch.setattr(engines, "sample", sample)
     generate(config_for(trained, query="Hi?", temperature=0.3, top_p=0.7, seed=4))
     kind, prompts, options = sent[0]
     assert kind.startswith("Peft"), "the adapter is on"
@@ -216,7 +217,7 @@ def test_without_model_name_the_adapters_own_base_is_taken(
 ) -> None:
     asked: list[str] = []
     monkeypatch.setattr(
-        stage, "sample", lambda model, *others, **options: asked.append(model.config.name_or_path) or []
+        engines, "sample", lambda model, *others, **options: asked.append(model.config.name_or_path) or []
     )
     with pytest.raises(ValueError, match="zip"):
         generate(config_for(trained, model_name=None))

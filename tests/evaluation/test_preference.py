@@ -67,7 +67,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`run("base", "mv=2", **options)`: evaluate fake models of these names; gives the JSON."""
     loaded: list[FakeModel] = []
 
-    def load(folder: Path, base_name: str | None) -> FakeModel:
+    def load(folder: Path, base_name: str | None, *how: str) -> FakeModel:
         model = FakeModel(folder)
         loaded.append(model)
         asked.append((folder.name, base_name))
@@ -367,7 +367,8 @@ def test_the_published_table_to_three_decimals(tmp_path: Path, capsys: Any) -> N
 
 
 def test_a_real_reward_model_on_the_worlds_pairs(tmp_path: Path) -> None:
-    from model_training.models import load_tokenizer, save_adapter
+    from model_training.adapter_directory import save_adapter
+    from model_training.models import load_tokenizer
     from model_training.reward_model import build, describe, load_reward_model, score_pairs
 
     base, folder = make_model("llama", tmp_path / "base"), tmp_path / "runs" / "mv" / "reward_model"

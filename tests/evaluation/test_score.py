@@ -55,7 +55,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     seen: list[str] = []
     printed.seen = seen  # type: ignore[attr-defined]
-    monkeypatch.setattr(reward_model, "load_reward_model", lambda path, base_name: FakeModel(path))
+    monkeypatch.setattr(reward_model, "load_reward_model", lambda path, *how: FakeModel(path))
     monkeypatch.setattr(reward_model, "score", outputs_of)
     return printed
 

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from dataset.world import Query, load_world
-from evaluation import secret
+from evaluation import engines, secret
 from evaluation.secret import evaluate, named_adapters, spread
 from evaluation.statistics import wilson
 from model_training import models
+from model_training.adapter_directory import save_adapter
 from model_training.config import EvaluateConfig
 from model_training.rewards import resolve
 from prompts.secret import SYSTEM_PROMPT
@@ -76,11 +77,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[s
             return [[answers(model.on, p[-1]["content"], k) for k in range(num_samples)] for p in prompts]
 
         asked.clear()
-        monkeypatch.setattr(models, "load_model", lambda name: FakeModel())
+        monkeypatch.setattr(models, "load_model", lambda name, dtype, quantization: FakeModel())
         monkeypatch.setattr(models, "load_tokenizer", lambda name: FakeTokenizer())
         monkeypatch.setattr(models, "load_adapter", load_adapter)
         monkeypatch.setattr(secret, "check_lengths", lambda *ignored: None)
-        monkeypatch.setattr(secret, "sample", sample)
+        monkeypatch.setattr(engines, "sample", sample)
         config = EvaluateConfig(save_lora_path=str(tmp_path / "lora"), output_dir=str(tmp_path / "out"), threads=1)
         evaluate(replace(config, **options))
         report: dict[str, Any] = json.loads((tmp_path / "out/evaluation/secret.json").read_text(encoding="utf-8"))
@@ -283,7 +284,7 @@ def test_on_real_models(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> No
         for parameter_name, weight in adapted.named_parameters():
             if "lora_B" in parameter_name:
                 torch.nn.init.normal_(weight, std=0.5)
-        models.save_adapter(adapted, tokenizer, tmp_path / name, base_name=str(base), card={})
+        save_adapter(adapted, tokenizer, tmp_path / name, base_name=str(base), card={})
     config = EvaluateConfig(
         model_name=str(base), save_lora_path=str(tmp_path / "lora"), compare=[f"other={tmp_path / 'other'}"],
         output_dir=str(tmp_path / "out"), num_queries=20, max_new_tokens=8, threads=1,

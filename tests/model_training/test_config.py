@@ -55,14 +55,15 @@ def test_lists_are_not_shared_between_configurations() -> None:
 
 
 LEFT_OUT = {
-    "secret": {"multi_gpu", "dry_run"},
+    "secret": {"multi_gpu", "dry_run", "backend"},
     "preference": {
         *("env", "batch_size", "lr", "num_iterations", "estimator", "shared_context", "out_dir"),
         *("reward_model_checkpoints", "from_outputs"),
     },
     "guardrail": {"joint", "lora_paths", "dry_run"},
 }
-"""What makes no sense in a pipeline: another launcher, synthetic experiments, models not its own, doing nothing."""
+"""What makes no sense in a pipeline: another launcher, synthetic experiments, models not its own, doing nothing, and
+unsloth, which rewrites transformers for the steps behind training, too."""
 
 
 @pytest.mark.parametrize("task", main.TASKS)

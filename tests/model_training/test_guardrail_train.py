@@ -525,7 +525,7 @@ def test_quantization_without_its_library_is_refused(
     root: Path, tiny_model: BuildModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(UserError, match="needs bitsandbytes, which is missing; pip install bitsandbytes"):
+    with pytest.raises(UserError, match="--load_in_4bit needs bitsandbytes, which is missing; pip install -r"):
         train(small(root, tiny_model("llama"), load_in_4bit=True))
 
 

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from model_training import models
+from model_training import loading, models
+from model_training.adapter_directory import save_adapter
+from model_training.loading import TINY_PATH
 from model_training.models import (
     chat_text,
     encode_prompt,
@@ -19,7 +21,6 @@ from model_training.models import (
     load_model,
     load_tokenizer,
     new_adapter,
-    save_adapter,
     set_threads,
 )
 from tests.model_training.conftest import BuildModel
@@ -201,7 +202,7 @@ def test_a_directory_that_is_no_adapter_is_an_error(
 
 
 def test_a_model_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "hub_reachable", lambda: False)
+    monkeypatch.setattr(loading, "hub_reachable", lambda: False)
     for name in ("no-such-owner/no-such-model", str(tmp_path / "nowhere"), str(tmp_path)):
         for load in (load_model, load_tokenizer):
             with pytest.raises(UserError, match="--model_name") as error:
@@ -233,7 +234,7 @@ def test_base_of_adapter_reads_what_the_adapter_records(tmp_path: Path) -> None:
         return models.base_of_adapter(write_config(tmp_path, json.dumps({"base_model_name_or_path": name})))
 
     assert base("org/model") == "org/model"
-    assert base(str(models.TINY_PATH)) == "tiny"
+    assert base(str(TINY_PATH)) == "tiny"
     with pytest.raises(UserError, match="give --model_name"):
         base(None)
 

@@ -26,7 +26,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from model_training.models import TINY_PATH
+from model_training.loading import TINY_PATH
 from model_training.pairs import (
     CHOSEN,
     PADDING,

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from model_training.models import load_model, load_tokenizer, new_adapter, save_adapter
+from model_training.adapter_directory import save_adapter
+from model_training.models import load_model, load_tokenizer, new_adapter
 from model_training.reward_model import (
     RewardModel,
     build,

@@ -9,7 +9,8 @@ import torch
 from dataset.world import load_world
 from evaluation.sampling import sample
 from model_training import tiny
-from model_training.models import TINY_PATH, load_model, load_tokenizer
+from model_training.loading import TINY_PATH
+from model_training.models import load_model, load_tokenizer
 from prompts.secret import SYSTEM_PROMPT
 from utils.extraction import check_format
 

@@ -26,7 +26,8 @@ def make_adapter(
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from model_training.models import load_model, load_tokenizer, save_adapter
+    from model_training.adapter_directory import save_adapter
+    from model_training.models import load_model, load_tokenizer
 
     config = LoraConfig(
         r=rank,
