@@ -101,6 +101,15 @@ def test_every_split_of_every_guardrail_has_hard_wordings_of_its_own(behavior: s
         assert any(family.startswith(f"hard/{behavior}/") for family in families)
 
 
+@pytest.mark.parametrize("behavior", GUARDS)
+def test_hard_wordings_are_mostly_the_own_ones_and_those_of_every_other_guardrail(behavior: str) -> None:
+    families = [row["family"] for row in records(behavior, "vary_all", 600, 300) if row["kind"] == "hard"]
+    owners = Counter(family.split("/")[1] for family in families if family.startswith("hard/"))
+    share = {owner: count / owners.total() for owner, count in owners.items()}
+    assert set(share) == set(GUARDS) and 0.5 < share[behavior] < 0.7, "0.4, and a third of the rest"
+    assert min(share.values()) > 0.1
+
+
 def test_training_names_no_held_out_topic() -> None:
     heldout = {topic.name for topic in load_world().topics if topic.heldout}
     trained = {row["topic"] for row in records("politics") if row["split"] != "test"}
