@@ -12,15 +12,18 @@ the reason) the trainer hands TRL's `_compute_loss` advantages of shape (B, T): 
 part moves the visible tokens alone. `--credit completion` leaves TRL's advantages as they are. TRL shuffles and splits
 the generation batch by first dimension, so a row of advantages stays with its row of tokens.
 
-Three hooks, all of TRL 1.14: `_tokenize_prompts` (our chat text, for any model), `_calculate_rewards` (each completion
+Four hooks, all of TRL 1.14: `_tokenize_prompts` (our chat text, for any model), `_calculate_rewards` (each completion
 is scored once; the last column, the weighted sum times the gates, is the only one with a weight, so everything TRL
 derives from the reward honors the gates; a value that is None is left out of its reward's logged mean, and in the sum
-takes the mean of its group) and `_generate_and_score_completions` (advantages by token).
+takes the mean of its group), `_generate_and_score_completions` (advantages by token) and
+`_get_per_token_logps_and_entropies` (a prompt that several completions share is computed once, where that pays:
+group_log_probs.py).
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,7 @@ from trl import GRPOConfig, GRPOTrainer
 from model_training.checkpoints import loop_state, restore_loop_state, save_checkpoint, save_weights
 from model_training.config import TrainConfig
 from model_training.credit import group_credit, part_rewards, token_advantages, token_places, without_gaps
+from model_training.group_log_probs import Sharing, find_sharing, group_log_probs, group_rows, together
 from model_training.logs import TOTAL, RunLog
 from model_training.models import encode_prompt, end_token_ids
 from model_training.order import Stream
@@ -65,7 +69,10 @@ class SegmentTrainer(GRPOTrainer):  # type: ignore[misc]
     credit: str
     stream_seed: int
     log_callback: RunLog
+    sharing: Sharing | None = None
+    """None where the model cannot compute several completions behind one prompt."""
     resumed_from: Path | None = None
+    _buffered_inputs: Any
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         ids: list[list[int]] = []
@@ -113,6 +120,41 @@ class SegmentTrainer(GRPOTrainer):  # type: ignore[misc]
             output["advantages"] = token_advantages(credit_B4, places, output["completion_ids"].shape[1])
         return output
 
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **others: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        theirs: Callable[..., Any] = super()._get_per_token_logps_and_entropies
+        size = batch_size or len(input_ids)
+        if self.sharing is None or any(value is not None and value is not False for value in others.values()):
+            options = others | {"batch_size": size, "compute_entropy": compute_entropy}
+            logps, entropies, aux_loss = theirs(model, input_ids, attention_mask, logits_to_keep, **options)
+            return logps, entropies, aux_loss
+        found = []
+        for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
+            rows = group_rows(self.sharing, ids, mask, logits_to_keep)
+            if rows is None:
+                found.append(theirs(model, ids, mask, logits_to_keep, compute_entropy=compute_entropy)[:2])
+            else:
+                shape = len(ids), logits_to_keep
+                found.append(group_log_probs(model, self.sharing, rows, shape, compute_entropy))
+        logps, entropies = zip(*found, strict=True)
+        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        before = self._buffered_inputs
+        inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
+        if self.sharing is not None and self._buffered_inputs is not before:
+            self._buffered_inputs = together(self.sharing, self._buffered_inputs)
+            inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return inputs
+
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         args = self.args
         return Stream(
@@ -147,6 +189,15 @@ def _sample(prompt: Any, text: str, scores: dict[str, float | None], score_total
         "rewards": scores,
         "total": score_total,
     }
+
+
+def _sharing(model: Any, pad_id: int, temperature: float, is_writer: bool) -> Sharing | None:
+    found = find_sharing(model, pad_id, temperature)
+    if isinstance(found, Sharing):
+        return found
+    if is_writer:
+        print(f"{found}; prompts are computed for every completion, with the same result.", file=sys.stderr)
+    return None
 
 
 def make_grpo_trainer(
@@ -185,5 +236,7 @@ def make_grpo_trainer(
     )
     trainer.rewards, trainer.credit, trainer.stream_seed = rewards, config.credit, config.seed
     trainer.log_callback = log
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or trainer.use_liger_kernel):
+        trainer.sharing = _sharing(model, tokenizer.pad_token_id, config.rollout_temperature, log.is_writer)
     trainer.remove_callback(PrinterCallback)
     return trainer
