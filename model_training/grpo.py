@@ -12,12 +12,12 @@ the reason) the trainer hands TRL's `_compute_loss` advantages of shape (B, T): 
 part moves the visible tokens alone. `--credit completion` leaves TRL's advantages as they are. TRL shuffles and splits
 the generation batch by first dimension, so a row of advantages stays with its row of tokens.
 
-Four hooks, all of TRL 1.14: `_tokenize_prompts` (our chat text, for any model), `_calculate_rewards` (each completion
+Hooks, all of TRL 1.14: `_tokenize_prompts` (our chat text, for any model), `_calculate_rewards` (each completion
 is scored once; the last column, the weighted sum times the gates, is the only one with a weight, so everything TRL
 derives from the reward honors the gates; a value that is None is left out of its reward's logged mean, and in the sum
-takes the mean of its group), `_generate_and_score_completions` (advantages by token) and
-`_get_per_token_logps_and_entropies` (a prompt that several completions share is computed once, where that pays:
-group_log_probs.py).
+takes the mean of its group), `_generate_and_score_completions` (advantages by token); and where completions share a
+prompt, which is then computed once, `_generate_single_turn` (prefill.py), `_get_per_token_logps_and_entropies` and
+`_prepare_inputs` (group_log_probs.py).
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from model_training.group_log_probs import Sharing, find_sharing, group_log_prob
 from model_training.logs import TOTAL, RunLog
 from model_training.models import encode_prompt, end_token_ids
 from model_training.order import Stream
+from model_training.prefill import prompts_once
 from model_training.rewards import Reward, score, total
 from model_training.sft import trainer_options
 from model_training.vllm_arguments import grpo_arguments
@@ -146,6 +147,12 @@ class SegmentTrainer(GRPOTrainer):  # type: ignore[misc]
                 found.append(group_log_probs(model, self.sharing, rows, shape, compute_entropy))
         logps, entropies = zip(*found, strict=True)
         return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        if self.sharing is None:
+            return super()._generate_single_turn(*args, **kwargs)
+        with prompts_once(self.model):
+            return super()._generate_single_turn(*args, **kwargs)
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         before = self._buffered_inputs
