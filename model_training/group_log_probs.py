@@ -16,7 +16,7 @@ A row of L tokens has L x L pairs of tokens to attend to, most of them masked. S
     work = tokens x (1 + row length / balance),    tokens and row length with padding
 
 `balance` is the length at which attention to a row costs as much as the layers' matrices: 2 FLOPs a parameter and token
-against 4 x width of the attention x layers a pair of tokens. Where the work is not below SHARE_BELOW of the plain
+against 4 x width of the attention x layers a pair of tokens, which take ATTENTION times as long for their number. Where the work is not below SHARE_BELOW of the plain
 forward's, the plain forward is taken, which is TRL's own.
 """
 
@@ -37,7 +37,9 @@ from utils.errors import UserError
 Groups = dict[tuple[int, ...], list[int]]
 """Of each prompt, its token ids, the rows of its completions."""
 SHARE_BELOW = 0.8
-"""Of the plain forward's work; above it, what is saved is about what building rows and masks costs (benchmarks)."""
+"""Of the plain forward's work: near 1 the estimate may be wrong by as much as is to be gained (docs/secret.md)."""
+ATTENTION = 1.5
+"""Time of a FLOP of masked attention over that of a FLOP of a matrix product."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def find_sharing(model: Any, pad_id: int, temperature: float) -> Sharing | str:
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     parameters = decoder.num_parameters(exclude_embeddings=True)
-    balance = parameters / (2 * width * config.num_hidden_layers)
+    balance = parameters / (2 * width * config.num_hidden_layers * ATTENTION)
     return Sharing(replace(head, temperature=temperature), balance, pad_id)
 
 

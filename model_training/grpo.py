@@ -39,6 +39,7 @@ from model_training.config import TrainConfig
 from model_training.credit import group_credit, part_rewards, token_advantages, token_places, without_gaps
 from model_training.group_log_probs import Sharing, find_sharing, group_log_probs, group_rows, together
 from model_training.logs import TOTAL, RunLog
+from model_training.memory_advice import Settings, shape_of
 from model_training.models import encode_prompt, end_token_ids
 from model_training.order import Stream
 from model_training.prefill import prompts_once
@@ -70,6 +71,8 @@ class SegmentTrainer(GRPOTrainer):  # type: ignore[misc]
     credit: str
     stream_seed: int
     log_callback: RunLog
+    memory_settings: Callable[[bool], Settings]
+    """Of a training step, or of sampling: all completions of the step at once, without gradients."""
     sharing: Sharing | None = None
     """None where the model cannot compute several completions behind one prompt."""
     resumed_from: Path | None = None
@@ -243,7 +246,18 @@ def make_grpo_trainer(
     )
     trainer.rewards, trainer.credit, trainer.stream_seed = rewards, config.credit, config.seed
     trainer.log_callback = log
-    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or trainer.use_liger_kernel):
+    trainer.memory_settings = lambda sampling: Settings(
+        batch=("--per_device_train_batch_size", config.per_device_train_batch_size),
+        accumulation=None if sampling else ("--gradient_accumulation_steps", config.gradient_accumulation_steps),
+        checkpointing=("--gradient_checkpointing", config.gradient_checkpointing or sampling),
+        length=("--max_completion_length", config.max_completion_length),
+        tokens=max(len(encode_prompt(tokenizer, record["prompt"])) for record in records)
+        + config.max_completion_length,
+        shape=shape_of(model),
+        on_gpu=model.device.type == "cuda",
+    )
+    own_forward = config.backend == "unsloth" or trainer.use_liger_kernel
+    if not (own_forward or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         trainer.sharing = _sharing(model, tokenizer.pad_token_id, config.rollout_temperature, log.is_writer)
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -45,7 +45,8 @@ def prompts_once(model: Any) -> Iterator[None]:
 def _different(input_ids: Tensor, attention_mask: Tensor) -> tuple[list[int], list[int]]:
     """The first of each kind of rows, and of every row the number of its kind."""
     kinds: dict[Any, int] = {}
-    first, of_row = [], []
+    first: list[int] = []
+    of_row: list[int] = []
     for row, (ids, mask) in enumerate(zip(input_ids.tolist(), attention_mask.tolist(), strict=True)):
         kind = kinds.setdefault((tuple(ids), tuple(mask)), len(kinds))
         if kind == len(first):
