@@ -16,8 +16,8 @@ A row of L tokens has L x L pairs of tokens to attend to, most of them masked. S
     work = tokens x (1 + row length / balance),    tokens and row length with padding
 
 `balance` is the length at which attention to a row costs as much as the layers' matrices: 2 FLOPs a parameter and token
-against 4 x width of the attention x layers a pair of tokens, which take ATTENTION times as long for their number. Where the work is not below SHARE_BELOW of the plain
-forward's, the plain forward is taken, which is TRL's own.
+against 4 x width of the attention x layers a pair of tokens, which take ATTENTION times as long for their number. Where
+the work is not below SHARE_BELOW of the plain forward's, the plain forward is taken, which is TRL's own.
 """
 
 from __future__ import annotations
