@@ -230,6 +230,7 @@ def to_full_length(trainer: Any, tokens: int) -> Any:
 def trl_trainer(arguments: argparse.Namespace, length: int, folder: Path) -> Any:
     """TRL's trainer with its defaults, on what is common to both."""
     from datasets import Dataset
+    from transformers.trainer_callback import PrinterCallback
     from trl import GRPOConfig, GRPOTrainer
 
     from model_training.rewards import resolve
@@ -252,13 +253,14 @@ def trl_trainer(arguments: argparse.Namespace, length: int, folder: Path) -> Any
         report_to=[],
         disable_tqdm=True,
     )
-    trainer = GRPOTrainer(
+    trainer: Any = GRPOTrainer(
         model=model,
         reward_funcs=[reward.function for reward, _ in resolve(config.reward_funcs)],
         args=args,
         train_dataset=Dataset.from_list(records),
         processing_class=tokenizer,
     )
+    trainer.remove_callback(PrinterCallback)
     return to_full_length(trainer, arguments.new_tokens)
 
 

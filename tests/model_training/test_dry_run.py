@@ -54,6 +54,7 @@ def test_a_dry_run_measures_the_longest_records_and_writes_nothing(
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    monkeypatch.setattr(Trainer, "_save_checkpoint", None)  # not called, not even to save in a temporary directory
     before = sorted(tmp_path.rglob("*"))
     train(replace(config, dry_run=True))
     assert sorted(tmp_path.rglob("*")) == before
@@ -76,6 +77,7 @@ def test_the_completions_of_a_dry_run_are_of_full_length_and_its_prompts_the_lon
     original = SegmentTrainer._calculate_rewards
 
     def scored(self: Any, inputs: Any, prompts: Any, completions: Any, ids: Any) -> torch.Tensor:
+        assert self.generation_config.min_new_tokens == 16
         met.extend((prompt[-1]["content"], len(one)) for prompt, one in zip(prompts, ids, strict=True))
         return original(self, inputs, prompts, completions, ids)
 
@@ -132,6 +134,8 @@ def test_out_of_memory_names_what_to_change_and_the_run_can_go_on(
         train(config)
     line = str(caught.value)
     assert line.startswith("out of memory in step 4: ") and "\n" not in line
+    needed = re.search(r"([\d.]+) GiB or more were needed", line)
+    assert needed and float(needed[1]) > 64, "what could not be allocated counts"
     batch, steps = config.per_device_train_batch_size, config.gradient_accumulation_steps
     fewer = re.search(r"--per_device_train_batch_size (\d+) --gradient_accumulation_steps (\d+) \(about", line)
     assert fewer and int(fewer[1]) < batch and int(fewer[1]) * int(fewer[2]) == batch * steps
