@@ -184,6 +184,8 @@ class TrainConfig(ModelOptions, BackendOptions, EngineOptions, RewardOptions, Ou
     """Trade speed for memory in the backward pass."""
     report_to: Literal["none", "wandb", "trackio", "tensorboard"] = "none"
     """Also send metrics to this tracker; wandb runs offline unless its environment says otherwise."""
+    dry_run: bool = False
+    """Train two steps on the longest records, print memory and time that the run would take, and write nothing."""
     multi_gpu: bool = False
     """Use all GPUs of this machine, one process each."""
 

@@ -12,15 +12,18 @@ the reason) the trainer hands TRL's `_compute_loss` advantages of shape (B, T): 
 part moves the visible tokens alone. `--credit completion` leaves TRL's advantages as they are. TRL shuffles and splits
 the generation batch by first dimension, so a row of advantages stays with its row of tokens.
 
-Three hooks, all of TRL 1.14: `_tokenize_prompts` (our chat text, for any model), `_calculate_rewards` (each completion
+Hooks, all of TRL 1.14: `_tokenize_prompts` (our chat text, for any model), `_calculate_rewards` (each completion
 is scored once; the last column, the weighted sum times the gates, is the only one with a weight, so everything TRL
 derives from the reward honors the gates; a value that is None is left out of its reward's logged mean, and in the sum
-takes the mean of its group) and `_generate_and_score_completions` (advantages by token).
+takes the mean of its group), `_generate_and_score_completions` (advantages by token); and where completions share a
+prompt, which is then computed once, `_generate_single_turn` (prefill.py), `_get_per_token_logps_and_entropies` and
+`_prepare_inputs` (group_log_probs.py).
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,9 +37,12 @@ from trl import GRPOConfig, GRPOTrainer
 from model_training.checkpoints import loop_state, restore_loop_state, save_checkpoint, save_weights
 from model_training.config import TrainConfig
 from model_training.credit import group_credit, part_rewards, token_advantages, token_places, without_gaps
+from model_training.group_log_probs import Sharing, find_sharing, group_log_probs, group_rows, together
 from model_training.logs import TOTAL, RunLog
+from model_training.memory_advice import Settings, shape_of
 from model_training.models import encode_prompt, end_token_ids
 from model_training.order import Stream
+from model_training.prefill import prompts_once
 from model_training.rewards import Reward, score, total
 from model_training.sft import trainer_options
 from model_training.vllm_arguments import grpo_arguments
@@ -65,7 +71,12 @@ class SegmentTrainer(GRPOTrainer):  # type: ignore[misc]
     credit: str
     stream_seed: int
     log_callback: RunLog
+    memory_settings: Callable[[bool], Settings]
+    """Of a training step, or of sampling: all completions of the step at once, without gradients."""
+    sharing: Sharing | None = None
+    """None where the model cannot compute several completions behind one prompt."""
     resumed_from: Path | None = None
+    _buffered_inputs: Any
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         ids: list[list[int]] = []
@@ -113,6 +124,47 @@ class SegmentTrainer(GRPOTrainer):  # type: ignore[misc]
             output["advantages"] = token_advantages(credit_B4, places, output["completion_ids"].shape[1])
         return output
 
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **others: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        theirs: Callable[..., Any] = super()._get_per_token_logps_and_entropies
+        size = batch_size or len(input_ids)
+        if self.sharing is None or any(value is not None and value is not False for value in others.values()):
+            options = others | {"batch_size": size, "compute_entropy": compute_entropy}
+            logps, entropies, aux_loss = theirs(model, input_ids, attention_mask, logits_to_keep, **options)
+            return logps, entropies, aux_loss
+        found = []
+        for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
+            rows = group_rows(self.sharing, ids, mask, logits_to_keep)
+            if rows is None:
+                found.append(theirs(model, ids, mask, logits_to_keep, compute_entropy=compute_entropy)[:2])
+            else:
+                shape = len(ids), logits_to_keep
+                found.append(group_log_probs(model, self.sharing, rows, shape, compute_entropy))
+        logps, entropies = zip(*found, strict=True)
+        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        if self.sharing is None:
+            return super()._generate_single_turn(*args, **kwargs)
+        with prompts_once(self.model):
+            return super()._generate_single_turn(*args, **kwargs)
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        before = self._buffered_inputs
+        inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
+        if self.sharing is not None and self._buffered_inputs is not before:
+            self._buffered_inputs = together(self.sharing, self._buffered_inputs)
+            inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return inputs
+
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         args = self.args
         return Stream(
@@ -147,6 +199,15 @@ def _sample(prompt: Any, text: str, scores: dict[str, float | None], score_total
         "rewards": scores,
         "total": score_total,
     }
+
+
+def _sharing(model: Any, pad_id: int, temperature: float, is_writer: bool) -> Sharing | None:
+    found = find_sharing(model, pad_id, temperature)
+    if isinstance(found, Sharing):
+        return found
+    if is_writer:
+        print(f"{found}; prompts are computed for every completion, with the same result.", file=sys.stderr)
+    return None
 
 
 def make_grpo_trainer(
@@ -185,5 +246,18 @@ def make_grpo_trainer(
     )
     trainer.rewards, trainer.credit, trainer.stream_seed = rewards, config.credit, config.seed
     trainer.log_callback = log
+    trainer.memory_settings = lambda sampling: Settings(
+        batch=("--per_device_train_batch_size", config.per_device_train_batch_size),
+        accumulation=None if sampling else ("--gradient_accumulation_steps", config.gradient_accumulation_steps),
+        checkpointing=("--gradient_checkpointing", config.gradient_checkpointing or sampling),
+        length=("--max_completion_length", config.max_completion_length),
+        tokens=max(len(encode_prompt(tokenizer, record["prompt"])) for record in records)
+        + config.max_completion_length,
+        shape=shape_of(model),
+        on_gpu=model.device.type == "cuda",
+    )
+    own_forward = config.backend == "unsloth" or trainer.use_liger_kernel
+    if not (own_forward or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        trainer.sharing = _sharing(model, tokenizer.pad_token_id, config.rollout_temperature, log.is_writer)
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -89,6 +89,9 @@ def train(config: TrainGuardrailConfig) -> None:
     tokenizer = models.load_tokenizer(name)
     models.check_lengths(name, config.max_seq_length)
     examples = [_encoded(tokenizer, plan) for plan in plans]
+    if config.dry_run:
+        _rehearse(plans, tokenizer, examples)
+        return
     _check_runs(plans)
     for plan, (training, validation) in zip(plans, examples, strict=True):
         _run(plan, tokenizer, training, validation)
@@ -276,6 +279,36 @@ def _train(
         found = f"behavior {row[SCORE]:.3f}, loss {row['loss']:.4f}, threshold {row['threshold']:.3g}"
         print(f"Best weights: step {best.step}, {found}.", file=sys.stderr)
     _save(plan, model, tokenizer, run, note | measured_note(row, best.step or steps))
+
+
+def _rehearse(plans: list[Plan], tokenizer: Any, examples: list[tuple[list[Example], list[Example]]]) -> None:
+    """--dry_run: one training, on the records of all the plans that take most; the steps and evaluations of all."""
+    from model_training.dry_run import STEPS, longest, quiet_log, rehearse, report
+    from model_training.orpo_trainer import make_orpo_trainer
+    from model_training.pairs import row_length
+
+    plan = plans[0]
+    config = replace(plan.config, report_to="none")
+    model = _model(config)
+    setting = _setting(replace(plan, config=config), model, tokenizer)
+
+    def widest(side: int, count: int) -> list[Example]:
+        records = [record for sides in examples for record in sides[side]]
+        return longest(records, lambda record: row_length(record.pair, setting.shared), count)
+
+    training = widest(0, config.per_device_train_batch_size * config.gradient_accumulation_steps)
+    validation = widest(1, config.per_device_eval_batch_size)
+    with quiet_log() as (folder, log):
+        every = (STEPS, STEPS)
+        trainer = make_orpo_trainer(setting, model, training, validation, folder, log, STEPS, every, {})
+        found = rehearse(trainer, f"ORPO, {len(plans)} adapter{'s' if len(plans) > 1 else ''}")
+    steps = evaluations = 0
+    for one, (records, held_out) in zip(plans, examples, strict=True):
+        own = steps_of(one.config, records)
+        times = math.ceil(own / intervals(one.config, own)[0])
+        steps += own
+        evaluations += times * math.ceil(len(held_out) / config.per_device_eval_batch_size)
+    print(report([(found, steps, evaluations)]))
 
 
 def _model(config: TrainGuardrailConfig) -> Any:

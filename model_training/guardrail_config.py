@@ -139,6 +139,8 @@ class TrainGuardrailConfig(GuardrailOptions, OutputOptions, BackendOptions):
     """Start afresh in run directories that are not empty; their files are removed."""
     resume: bool = False
     """Continue the runs below --output_dir from their newest checkpoints, exactly; finished ones are kept."""
+    dry_run: bool = False
+    """Train two steps on the longest records, print memory and time that the run would take, and write nothing."""
 
 
 @dataclass(kw_only=True)

@@ -259,8 +259,9 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
     def evaluated(self, step: int, row: Row) -> None:
         """Write the measurements on held-out data, as rows of split `eval`, and a line."""
         row = {"step": step, "split": "eval"} | row | self._epoch(step)
-        log_metrics(self.run, row)
-        self._tell(row, is_line_due=True)
+        if self.is_writer:
+            log_metrics(self.run, row)
+            self._tell(row, is_line_due=True)
         self.stop_unless_finite(step, row)
 
     def _epoch(self, step: int) -> Row:

@@ -50,7 +50,8 @@ SAME_MODEL = 1e-5, 2e-2
 
 @dataclass(frozen=True)
 class Head:
-    """A frozen output layer: logits = cap * tanh(z / cap) with z = scale * (W state + bias); no cap: logits = z."""
+    """A frozen output layer: logits = cap * tanh(z / cap) / temperature with z = scale * (W state + bias); no cap:
+    logits = z / temperature."""
 
     weight: Tensor
     """(V, H)"""
@@ -58,6 +59,7 @@ class Head:
     """(V,)"""
     scale: float
     cap: float | None
+    temperature: float = 1.0
 
 
 def head_of(model: Any, dtype: torch.dtype | None = None) -> Head:
@@ -110,15 +112,21 @@ def token_log_probs(states: Tensor, head: Head, targets: Tensor) -> Tensor:
 
     Matrix products are in the precision of the head, all else in float32.
     """
-    result: Tensor = _TokenLogProbs.apply(states, head, targets)
+    result: Tensor = _TokenLogProbs.apply(states, head, targets, None)
     return result
+
+
+def token_log_probs_and_entropies(states: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """`token_log_probs`, and the entropies in nats of the distributions, (N,) float32 without gradient."""
+    entropies = torch.empty(len(states), device=states.device)
+    return _TokenLogProbs.apply(states, head, targets, entropies), entropies
 
 
 class _TokenLogProbs(torch.autograd.Function):  # type: ignore[misc]
     """In chunks of tokens; see the module's docstring."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, head: Head, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, states: Tensor, head: Head, targets: Tensor, entropies: Tensor | None) -> Tensor:
         weight, dtype = head.weight, head.weight.dtype
         wants_slopes = ctx.needs_input_grad[0]
         log_probs = torch.empty(len(states), device=states.device)
@@ -126,23 +134,29 @@ class _TokenLogProbs(torch.autograd.Function):  # type: ignore[misc]
         size = max(1, CHUNK // len(weight))
         for start in range(0, len(states), size):
             part = slice(start, start + size)
-            logits = nn.functional.linear(states[part].to(dtype), weight, head.bias).float().mul_(head.scale)
+            logits = nn.functional.linear(states[part].to(dtype), weight, head.bias).float()
             bend = None
-            if head.cap is not None:
-                logits.div_(head.cap).tanh_()
+            if head.cap is None:
+                logits.mul_(head.scale / head.temperature)
+            else:
+                logits.mul_(head.scale).div_(head.cap).tanh_()
                 bend = 1 - logits.square() if wants_slopes else None
-                logits.mul_(head.cap)
+                logits.mul_(head.cap / head.temperature)
             target = targets[part, None]
             top = logits.amax(1, keepdim=True)
             chosen = logits.gather(1, target) - top
-            shares = logits.sub_(top).exp_()
+            logits.sub_(top)
+            shares = logits.exp_() if entropies is None else logits.exp()
             total = shares.sum(1, keepdim=True)
             log_probs[part] = (chosen - total.log())[:, 0]
+            if entropies is not None:
+                mean = (shares[:, None] @ logits[:, :, None])[:, 0] / total
+                entropies[part] = (total.log() - mean)[:, 0]
             if slopes is not None:
                 shares.div_(-total).scatter_add_(1, target, torch.ones_like(total))
                 if bend is not None:
                     shares.mul_(bend)
-                slopes[part] = (shares.to(dtype) @ weight).mul_(head.scale)
+                slopes[part] = (shares.to(dtype) @ weight).mul_(head.scale / head.temperature)
         if slopes is not None:
             ctx.save_for_backward(slopes)
         return log_probs
@@ -151,7 +165,7 @@ class _TokenLogProbs(torch.autograd.Function):  # type: ignore[misc]
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> Any:
         (slopes,) = ctx.saved_tensors
-        return slopes * gradient[:, None].to(slopes.dtype), None, None
+        return slopes * gradient[:, None].to(slopes.dtype), None, None, None
 
 
 # --- log-probabilities of answers -----------------------------------------------------------------------------------

@@ -241,6 +241,8 @@ def make_orpo_trainer(
         batch_loss=setting.batch_loss,
         measure=measure_held_out,
         lengths=[row_length(example.pair, setting.shared) for example in training],
+        longest=("--max_seq_length", config.max_seq_length),
+        checkpointing_option="--use_gradient_checkpointing",
         patience=config.early_stopping_patience,
         note=checkpoint_note,
     )

@@ -40,6 +40,7 @@ from model_training.checkpoints import (
     save_weights,
 )
 from model_training.logs import Interrupt, RunLog
+from model_training.memory_advice import Settings, shape_of
 from model_training.pair_order import SortedBatches
 from model_training.stage import train_to_end
 
@@ -107,6 +108,7 @@ class PairTrainer(Trainer):  # type: ignore[misc]
     """The learning rate at a share of the steps, as a multiple of its peak; None: transformers' own schedule."""
     note: Callable[[PairTrainer], dict[str, Any]] | None
     """What subtext.json of every checkpoint says; None: there is none, and old checkpoints go but for the best one."""
+    memory_settings: Callable[[bool], Settings]
     run_log: RunLog
     best: Best
     control: Any
@@ -204,11 +206,17 @@ def make_trainer(
     batch_loss: Callable[[Any, Any], tuple[Tensor, Row]],
     measure: Callable[[PairTrainer], Row],
     lengths: Sequence[int],
+    longest: tuple[str, int],
+    checkpointing_option: str,
     patience: int,
     rate: Callable[[float], float] | None = None,
     note: Callable[[PairTrainer], dict[str, Any]] | None = None,
 ) -> PairTrainer:
-    """A trainer whose fields are these; `options` are those of transformers' TrainingArguments."""
+    """A trainer whose fields are these; `options` are those of transformers' TrainingArguments.
+
+    `longest` is the option of the longest text, in tokens, and its value; it and `checkpointing_option` are named where
+    memory runs out.
+    """
     checkpointing = {"use_reentrant": False} if options["gradient_checkpointing"] else None
     args = TrainingArguments(**options, gradient_checkpointing_kwargs=checkpointing, remove_unused_columns=False)
     args._n_gpu = min(args.n_gpu, 1)  # one process uses one device, not torch's DataParallel
@@ -221,6 +229,15 @@ def make_trainer(
     )
     trainer.batch_loss, trainer.measure, trainer.lengths, trainer.run_log = batch_loss, measure, lengths, log
     trainer.patience, trainer.rate, trainer.note = patience, rate, note
+    trainer.memory_settings = lambda sampling: Settings(
+        batch=("--per_device_train_batch_size", args.per_device_train_batch_size),
+        accumulation=("--gradient_accumulation_steps", args.gradient_accumulation_steps),
+        checkpointing=(checkpointing_option, options["gradient_checkpointing"]),
+        length=longest,
+        tokens=max(lengths),
+        shape=shape_of(model),
+        on_gpu=args.device.type == "cuda",
+    )
     trainer._metrics = {"train": defaultdict(list)}
     trainer.best = Best()
     trainer.remove_callback(PrinterCallback)

@@ -114,6 +114,8 @@ def make_pair_trainer(
         batch_loss=batch_loss,
         measure=measure_held_out,
         lengths=[row_length(pair, config.shared_prompt) for pair in pairs],
+        longest=("--max_length", config.max_length),
+        checkpointing_option="--gradient_checkpointing",
         patience=config.early_stopping_patience,
         rate=lambda share: rate_at(config.lr_scheduler_type, share),
     )

@@ -28,7 +28,7 @@ more pairs to a row could save no more than that. Nothing is cut: whoever wants 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +39,19 @@ Pair = tuple[list[int], list[int]]
 PREFIX, CHOSEN, REJECTED, PADDING = 0, 1, 2, -1
 MASKED_LAYERS = {"full_attention", "sliding_attention"}
 """Layer types (of a model's config) for which an attention mask says all."""
+
+
+class Rows(Protocol):
+    """What the forward takes: rows of a prefix and the branches behind it, each field as in PairBatch."""
+
+    @property
+    def input_ids(self) -> Tensor: ...
+    @property
+    def positions(self) -> Tensor: ...
+    @property
+    def segments(self) -> Tensor: ...
+    @property
+    def shared(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -177,7 +190,7 @@ def pair_outputs(model: Any, batch: PairBatch) -> tuple[Tensor, Tensor]:
     return scores[batch.chosen_last], scores[batch.rejected_last]
 
 
-def pair_hidden(model: Any, batch: PairBatch) -> Tensor:
+def pair_hidden(model: Any, batch: Rows) -> Tensor:
     """Final hidden states of a causal LM (or a classifier's), one a place: (R * L, H), in the model's precision."""
     bare = bare_model(model)
     only_last = {} if hasattr(bare, "score") else {"logits_to_keep": 1}  # no logits over the vocabulary
@@ -232,7 +245,7 @@ def bare_model(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def _forward(model: Any, layer: Any, batch: PairBatch, **options: Any) -> Tensor:
+def _forward(model: Any, layer: Any, batch: Rows, **options: Any) -> Tensor:
     """What `layer` gives for every token, (R, L, ...), in a forward of the whole model.
 
     The outermost model is called, so that gradient synchronisation, autocast and adapters do their part; the layer's
@@ -255,7 +268,7 @@ def _forward(model: Any, layer: Any, batch: PairBatch, **options: Any) -> Tensor
     return tokens
 
 
-def _attention_mask(bare: Any, batch: PairBatch) -> Any:
+def _attention_mask(bare: Any, batch: Rows) -> Any:
     """(R, L) ones and zeros without sharing; else (R, 1, L, L), or one of these by layer type where layers differ.
 
     It is 0 or very negative, to be added: eager attention knows nothing else, and the kernels would turn a boolean mask
@@ -276,7 +289,7 @@ def _attention_mask(bare: Any, batch: PairBatch) -> Any:
     return masks if len(masks) > 1 else masks.popitem()[1]
 
 
-def tree_mask(batch: PairBatch, window: int | None = None) -> Tensor:
+def tree_mask(batch: Rows, window: int | None = None) -> Tensor:
     """(R, 1, L, L): True where the token of the row (dim 2) sees that of the column (dim 3).
 
     Padding sees the prefix and itself, so that no row of the softmax is empty. With a window, a token sees only those

@@ -51,6 +51,8 @@ SYNTHETIC = ("env", "batch_size", "lr", "num_iterations", "estimator", "shared_c
 def train(config: TrainPreferenceConfig) -> None:
     """Run the stage; see the module's docstring for its order."""
     check_ranges(config, {})
+    if config.env and config.dry_run:
+        raise UserError("--dry_run measures the training of a language model; leave it out with --env")
     if config.env:
         from model_training.synthetic_preferences import train_synthetic
 
@@ -75,6 +77,9 @@ def train(config: TrainPreferenceConfig) -> None:
     if not pairs:
         raise UserError(f"none of {len(training)} pairs is short enough; raise --max_length {config.max_length}")
     _report(len(training), len(pairs), len(held_out), len(held_out_pairs), config.max_length)
+    if config.dry_run:
+        _rehearse(config, tokenizer, pairs, held_out_pairs)
+        return
     finished = is_finished(config, Path(config.output_dir) / FOLDER)
     run = open_stage("preference", config, " ".join(config.data_path), digest([training, held_out]))
     with stage_status(run) as interrupt:
@@ -155,6 +160,19 @@ def _trained(
     from model_training.logs import RunLog
     from model_training.pair_loop import train_to_best
     from model_training.pair_trainer import make_pair_trainer
+
+    model, steps = _model(config, tokenizer), _steps(config, len(pairs))
+    folder = run / CHECKPOINTS
+    log = RunLog(run, "train", 0, steps, 0, interrupt, is_writer=True)
+    trainer = make_pair_trainer(model, pairs, held_out, tokenizer.pad_token_id, config, folder, log, steps)
+    best = train_to_best(trainer, interrupt)
+    if best.step:
+        print(f"Best weights: step {best.step}, held-out loss {best.loss:.4f}.", file=sys.stderr)
+    return model
+
+
+def _model(config: TrainPreferenceConfig, tokenizer: Any) -> Any:
+    """The base as a classifier with a fresh adapter and head."""
     from model_training.pairs import check_shared
     from model_training.preference_losses import num_outputs
     from model_training.reward_model import build
@@ -172,15 +190,33 @@ def _trained(
     )
     if config.shared_prompt:
         check_shared(model, tokenizer.pad_token_id)
-    in_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    steps = config.max_steps or math.ceil(config.num_train_epochs * len(pairs) / in_step)
-    folder = run / CHECKPOINTS
-    log = RunLog(run, "train", 0, steps, 0, interrupt, is_writer=True)
-    trainer = make_pair_trainer(model, pairs, held_out, tokenizer.pad_token_id, config, folder, log, steps)
-    best = train_to_best(trainer, interrupt)
-    if best.step:
-        print(f"Best weights: step {best.step}, held-out loss {best.loss:.4f}.", file=sys.stderr)
     return model
+
+
+def _steps(config: TrainPreferenceConfig, pairs: int) -> int:
+    """Optimizer steps of the whole training."""
+    in_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    return config.max_steps or math.ceil(config.num_train_epochs * pairs / in_step)
+
+
+def _rehearse(config: TrainPreferenceConfig, tokenizer: Any, pairs: list[Pair], held_out: list[Pair]) -> None:
+    """--dry_run: the training on the pairs that take most."""
+    from model_training.dry_run import STEPS, longest, quiet_log, rehearse, report
+    from model_training.pair_trainer import make_pair_trainer
+    from model_training.pairs import row_length
+
+    def widest(pairs: list[Pair], count: int) -> list[Pair]:
+        return longest(pairs, lambda pair: row_length(pair, config.shared_prompt), count)
+
+    steps, batch = _steps(config, len(pairs)), config.per_device_eval_batch_size
+    chosen = widest(pairs, config.per_device_train_batch_size * config.gradient_accumulation_steps)
+    measured, short = widest(held_out, batch), replace(config, report_to="none")
+    model = _model(config, tokenizer)
+    with quiet_log() as (folder, log):
+        trainer = make_pair_trainer(model, chosen, measured, tokenizer.pad_token_id, short, folder, log, STEPS)
+        found = rehearse(trainer, f"reward model, {config.reward_model_type}")
+    evaluations = math.ceil(steps / config.eval_steps) * math.ceil(len(held_out) / batch)
+    print(report([(found, steps, evaluations)]))
 
 
 def _save(

@@ -122,6 +122,8 @@ class TrainPreferenceConfig(ThreadOptions, PairDataOptions, OutputOptions, Backe
     """Start afresh in a run directory that is not empty; its files are removed."""
     resume: bool = False
     """Continue the run in --output_dir from its newest checkpoint, exactly."""
+    dry_run: bool = False
+    """Train two steps on the longest pairs, print memory and time that the run would take, and write nothing."""
     env: Literal["1d", "2d"] | None = None
     """Synthetic experiment in place of a language model; the options below are its own."""
     batch_size: int = 128

@@ -59,6 +59,9 @@ def train(config: TrainConfig) -> None:
     tokenizer = models.load_tokenizer(name)
     models.check_lengths(name, config.max_seq_length)
     prompts, examples = fitting(tokenizer, records, config)
+    if config.dry_run:
+        _rehearse(config, tokenizer, prompts, examples, rewards)
+        return
     finished = writer and is_finished(config, config.save_lora_path)
     run = open_stage("secret", config, config.dataset_path) if writer else Path(config.output_dir)
     with stage_status(run, writer) as interrupt:
@@ -73,6 +76,40 @@ def train(config: TrainConfig) -> None:
                 model, tokenizer, config.save_lora_path, base_name=name, card=card_rows(config, run)
             )
             print(f"Adapter: {config.save_lora_path}   Run: {run}")
+
+
+def _rehearse(
+    config: TrainConfig,
+    tokenizer: Any,
+    prompts: list[Record],
+    examples: list[dict[str, list[int]]],
+    rewards: Rewards,
+) -> None:
+    """--dry_run: both trainings of the run, on what takes most."""
+    from model_training.dry_run import STEPS, longest, quiet_log, rehearse, report, to_full_length
+    from model_training.grpo import make_grpo_trainer
+    from model_training.models import encode_prompt
+    from model_training.sft import make_warmup_trainer
+
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    short = replace(config, sft_steps=STEPS, max_steps=STEPS, report_to="none")
+    model = _with_adapter(config)
+    found = []
+    if config.sft_steps:
+        chosen = longest(examples, lambda example: len(example["input_ids"]), config.sft_batch_size * processes)
+        with quiet_log() as (folder, log):
+            warmup = make_warmup_trainer(model, tokenizer, chosen, short, folder, log)
+            found.append((rehearse(warmup, "warm-up"), config.sft_steps, 0))
+    if config.max_steps:
+        completions = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+        count = completions // config.num_generations
+        kept = longest(prompts, lambda record: len(encode_prompt(tokenizer, record["prompt"])), count)
+        with quiet_log() as (folder, log):
+            trainer = make_grpo_trainer(model, tokenizer, kept, rewards, short, folder, log)
+            to_full_length(trainer, config.max_completion_length)
+            found.append((rehearse(trainer, "GRPO"), config.max_steps, 0))
+    if is_writer():
+        print(report(found))
 
 
 # --- config ---------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ that ends the turn, behind exactly the prompt that GRPO and sampling use (`model
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from trl import SFTConfig, SFTTrainer
 from model_training.checkpoints import loop_state, restore_loop_state, save_checkpoint, save_weights
 from model_training.config import TrainConfig
 from model_training.logs import RunLog
+from model_training.memory_advice import Settings, shape_of
 from model_training.order import Stream
 from model_training.stage import common_options, in_bfloat16
 from utils.extraction import format_response
@@ -40,6 +42,7 @@ class WarmupTrainer(SFTTrainer):  # type: ignore[misc]
     """TRL's trainer with our data order and our checkpoints."""
 
     stream_seed: int
+    memory_settings: Callable[[bool], Settings]
     resumed_from: Path | None = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -91,5 +94,14 @@ def make_warmup_trainer(
         callbacks=[log],
     )
     trainer.stream_seed = config.seed
+    trainer.memory_settings = lambda sampling: Settings(
+        batch=("--sft_batch_size", config.sft_batch_size),
+        accumulation=None,
+        checkpointing=("--gradient_checkpointing", config.gradient_checkpointing),
+        length=("--max_seq_length", config.max_seq_length),
+        tokens=max(len(example["input_ids"]) for example in examples),
+        shape=shape_of(model),
+        on_gpu=cuda,
+    )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -18,7 +18,7 @@ from model_training.config import TrainConfig
 from model_training.guardrail_config import TrainGuardrailConfig
 from model_training.preference_config import TrainPreferenceConfig
 from utils.api.options import RequestOptions
-from utils.errors import UserError
+from utils.errors import UserError, WorkError
 
 if TYPE_CHECKING:
     from model_training.logs import Interrupt
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 StageConfig = TrainConfig | TrainPreferenceConfig | TrainGuardrailConfig
 PLACES = (
     *("output_dir", "dataset_path", "data_path", "save_lora_path", "model_name", "vllm_server_base_url"),
-    *("overwrite", "resume"),
+    *("overwrite", "resume", "dry_run"),
 )
 """Options that a model card leaves out: where things lay, and how the command was started. How a judge was reached, its
 key among that, is left out, too."""
@@ -120,6 +120,8 @@ def is_finished(config: StageConfig, adapter: str | Path) -> bool:
 def stage_status(run: Path, writer: bool = True) -> Iterator[Interrupt]:
     """Leave the truth in the manifest, however the run ends; an interrupted one prints the line that resumes it."""
     from model_training.logs import catch_signals
+    from model_training.memory import is_out_of_memory
+    from model_training.memory_advice import UNMEASURED
     from utils.runs import finish_run
 
     try:
@@ -135,6 +137,8 @@ def stage_status(run: Path, writer: bool = True) -> Iterator[Interrupt]:
     except BaseException as error:
         if writer:
             finish_run(run, "failed", f"{type(error).__name__}: {error}")
+        if is_out_of_memory(error):
+            raise WorkError(UNMEASURED) from error
         raise
     if writer:
         finish_run(run, "done")
@@ -193,6 +197,7 @@ def in_bfloat16(dtype: str, cuda: bool) -> bool:
 def train_to_end(trainer: Any, folder: Path, interrupt: Interrupt, writer: bool = True) -> None:
     """Train from the newest checkpoint in the folder, if there is one, to the end or to the user's interruption."""
     from model_training.checkpoints import newest_checkpoint, remove_partial
+    from model_training.memory import Meter, memory_errors
 
     if writer and folder.is_dir():
         remove_partial(folder)
@@ -201,6 +206,9 @@ def train_to_end(trainer: Any, folder: Path, interrupt: Interrupt, writer: bool 
     trainer.resumed_from = checkpoint
     if checkpoint is not None and writer:
         print(f"Continuing from {checkpoint}.", file=sys.stderr)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    meter = Meter(trainer.args.device)
+    trainer.add_callback(meter)
+    with memory_errors(trainer, meter):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if interrupt.asked:
         raise KeyboardInterrupt

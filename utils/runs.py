@@ -118,6 +118,9 @@ FREE_OPTIONS = frozenset(
         "vllm_server_base_url",
         "vllm_gpu_memory_utilization",
         "debug",
+        "dry_run",
+        "gradient_checkpointing",
+        "use_gradient_checkpointing",
         *(option.name for option in fields(RequestOptions) if option.name != "base_url"),
     }
 )

@@ -58,7 +58,7 @@ LEFT_OUT = {
     "secret": {"multi_gpu", "dry_run", "backend"},
     "preference": {
         *("env", "batch_size", "lr", "num_iterations", "estimator", "shared_context", "out_dir"),
-        *("reward_model_checkpoints", "from_outputs"),
+        *("reward_model_checkpoints", "from_outputs", "dry_run"),
     },
     "guardrail": {"joint", "lora_paths", "dry_run"},
 }
