@@ -39,11 +39,13 @@ def model_path(name: str) -> str:
 
 
 def set_threads(threads: int | None) -> int:
-    """Set torch's CPU threads: by default 1 on up to 4 cores (two that spin-wait are slower), else half the cores."""
+    """Set torch's CPU threads: by default 1 on up to 4 cores (two that spin-wait are slower), else half the cores, or
+    this process's share of them."""
     import torch
 
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    chosen = threads if threads is not None else (1 if cores <= 4 else cores // 2)
+    chosen = threads if threads is not None else (1 if cores <= 4 else max(1, cores // 2 // here))
     if chosen < 1:
         raise UserError(f"--threads {chosen}: at least one thread is needed")
     torch.set_num_threads(chosen)

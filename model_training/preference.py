@@ -16,7 +16,6 @@ and ends with the same reward model.
 from __future__ import annotations
 
 import math
-import os
 import random
 import sys
 from collections import Counter
@@ -24,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model_training import processes
 from model_training.option_values import check_ranges
 from model_training.options import resolve_model_name
 from model_training.preference_config import TrainPreferenceConfig
@@ -52,14 +52,15 @@ def train(config: TrainPreferenceConfig) -> None:
     """Run the stage; see the module's docstring for its order."""
     check_ranges(config, {})
     if config.env:
+        if config.multi_gpu or processes.count() > 1:
+            raise UserError("--env trains small networks in one process; start it without a launcher or --multi_gpu")
         from model_training.synthetic_preferences import train_synthetic
 
         train_synthetic(config)
         return
     set_environment(Path(config.output_dir), config.report_to)
     check_tracker(config.report_to)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("--task preference trains in one process; start it without a launcher, on one device")
+    processes.start(config.multi_gpu)
     from model_training import models
     from model_training.reward_model import FOLDER
 
@@ -80,8 +81,9 @@ def train(config: TrainPreferenceConfig) -> None:
             print(f"Nothing to do: the run in {run} is done, its reward model is in {run / FOLDER}.")
             return
         model = _trained(config, tokenizer, pairs, held_out_pairs, run, interrupt)
-        _save(model, tokenizer, config, form, held_out_pairs, run)
-        print(f"Reward model: {run / FOLDER}   Run: {run}")
+        if processes.is_writer():
+            _save(model, tokenizer, config, form, held_out_pairs, run)
+            print(f"Reward model: {run / FOLDER}   Run: {run}")
 
 
 # --- pairs ----------------------------------------------------------------------------------------------------------
@@ -168,10 +170,10 @@ def _trained(
     )
     if config.shared_prompt:
         check_shared(model, tokenizer.pad_token_id)
-    in_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    in_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes.count()
     steps = config.max_steps or math.ceil(config.num_train_epochs * len(pairs) / in_step)
     folder = run / CHECKPOINTS
-    log = RunLog(run, "train", 0, steps, 0, interrupt, is_writer=True)
+    log = RunLog(run, "train", 0, steps, 0, interrupt, processes.is_writer())
     trainer = make_pair_trainer(model, pairs, held_out, tokenizer.pad_token_id, config, folder, log, steps)
     best = train_to_best(trainer, interrupt)
     if best.step:

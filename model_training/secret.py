@@ -13,12 +13,12 @@ the warm-up, between warm-up and GRPO, in GRPO, or with only the adapter left to
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model_training import processes
 from model_training.config import JUDGE, TrainConfig
 from model_training.option_values import check_ranges
 from model_training.options import resolve_model_name
@@ -26,7 +26,6 @@ from model_training.stage import (
     card_rows,
     check_tracker,
     is_finished,
-    is_writer,
     open_stage,
     set_environment,
     stage_status,
@@ -45,31 +44,30 @@ def train(config: TrainConfig) -> None:
     """Run the stage; see the module's docstring for its order."""
     from model_training import models
 
-    if config.multi_gpu and "LOCAL_RANK" not in os.environ:
-        relaunch_on_all_gpus()
     set_environment(Path(config.output_dir), config.report_to)
+    processes.start(config.multi_gpu)
     name = resolve_model_name(config.model_name)
     config = replace(config, model_name=name)
     rewards = check_options(config)
     models.set_threads(config.threads)
-    writer = is_writer()
-    if writer:
-        models.check_adapter_target(config.save_lora_path, replace=config.overwrite or config.resume)
+    processes.of_first(
+        lambda: models.check_adapter_target(config.save_lora_path, replace=config.overwrite or config.resume)
+    )
     records = _training_records(config)
     tokenizer = models.load_tokenizer(name)
     models.check_lengths(name, config.max_seq_length)
     prompts, examples = fitting(tokenizer, records, config)
-    finished = writer and is_finished(config, config.save_lora_path)
-    run = open_stage("secret", config, config.dataset_path) if writer else Path(config.output_dir)
-    with stage_status(run, writer) as interrupt:
+    finished = is_finished(config, config.save_lora_path)
+    run = open_stage("secret", config, config.dataset_path)
+    with stage_status(run) as interrupt:
         if finished:
             print(f"Nothing to do: the run in {run} is done, its adapter is in {config.save_lora_path}.")
             return
         model = models.load_model(name)
-        model = _warm_up(model, tokenizer, examples, config, run, interrupt, writer)
+        model = _warm_up(model, tokenizer, examples, config, run, interrupt)
         if config.max_steps:
-            model = _reinforce(model, tokenizer, prompts, rewards, config, run, interrupt, writer)
-        if writer:
+            model = _reinforce(model, tokenizer, prompts, rewards, config, run, interrupt)
+        if processes.is_writer():
             models.save_adapter(model, tokenizer, config.save_lora_path, base_name=name, card=card_rows(config, run))
             print(f"Adapter: {config.save_lora_path}   Run: {run}")
 
@@ -96,17 +94,6 @@ def check_options(config: TrainConfig) -> Rewards:
             f"--judge {config.judge}: no reward asks it; add {JUDGE}secret to --reward_funcs, or leave it out"
         )
     return resolve(config.reward_funcs, config.reward_weights, open_bench(config))
-
-
-def relaunch_on_all_gpus() -> None:
-    """Replace this process by torch's launcher with one process a GPU, each running the same command line."""
-    import torch
-
-    gpus = torch.cuda.device_count()
-    if gpus < 2:
-        raise UserError(f"--multi_gpu: this machine shows {gpus} CUDA devices, at least 2 are needed; leave it out")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(gpus)]
-    os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -147,7 +134,7 @@ def fitting(
             raise UserError(
                 f"{config.dataset_path}: none of {len(records)} records has a {rule}; raise --max_seq_length"
             )
-        if steps and kept < len(records) and is_writer():
+        if steps and kept < len(records):
             left = len(records) - kept
             print(f"Left out: {left} of {len(records)} {kind} ({rule}, --max_seq_length).", file=sys.stderr)
     return prompts, examples
@@ -163,7 +150,6 @@ def _warm_up(
     config: TrainConfig,
     run: Path,
     interrupt: Interrupt,
-    writer: bool,
 ) -> Any:
     """The base model with its adapter as the warm-up leaves it; a fresh adapter if there is none."""
     from model_training.logs import RunLog
@@ -176,10 +162,10 @@ def _warm_up(
     model = new_adapter(model, config.lora_rank, config.seed)
     if config.sft_steps == 0:
         return model
-    log = RunLog(run, "sft", 0, config.sft_steps, config.completions_per_log, interrupt, writer)
+    log = RunLog(run, "sft", 0, config.sft_steps, config.completions_per_log, interrupt, processes.is_writer())
     trainer = make_warmup_trainer(model, tokenizer, examples, config, folder, log)
-    train_to_end(trainer, folder, interrupt, writer)
-    if writer:
+    train_to_end(trainer, folder, interrupt)
+    if processes.is_writer():
         assert config.model_name is not None
         save_adapter(model, tokenizer, warmed_up, base_name=config.model_name, card=card_rows(config, run))
     trainer.accelerator.wait_for_everyone()
@@ -194,13 +180,12 @@ def _reinforce(
     config: TrainConfig,
     run: Path,
     interrupt: Interrupt,
-    writer: bool,
 ) -> Any:
     from model_training.grpo import make_grpo_trainer
     from model_training.logs import RunLog
 
     folder, last = run / "checkpoints", config.sft_steps + config.max_steps
-    log = RunLog(run, "grpo", config.sft_steps, last, config.completions_per_log, interrupt, writer)
+    log = RunLog(run, "grpo", config.sft_steps, last, config.completions_per_log, interrupt, processes.is_writer())
     trainer = make_grpo_trainer(model, tokenizer, prompts, rewards, config, folder, log)
-    train_to_end(trainer, folder, interrupt, writer)
+    train_to_end(trainer, folder, interrupt)
     return trainer.accelerator.unwrap_model(trainer.model)
