@@ -71,14 +71,16 @@ def launch(processes: int) -> NoReturn:
     from torch.distributed.run import parse_args, run
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # --threads counts; this only keeps torch from warning
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # each process says what ended it
+    logging.disable()  # each process says what ended it
     options = ["--standalone", "--nproc_per_node", str(processes), "--shutdown_timeout", str(SHUTDOWN_S)]
     try:
         run(parse_args([*options, *sys.argv]))
     except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
+        number, failure = error.get_first_failure()
+        code = failure.exitcode
         if code < 0:
-            print(f"error: a process was ended by signal {-code}, out of memory perhaps", file=sys.stderr)
+            text = f"error: process {number} was ended by signal {-code}, for want of memory perhaps; add --resume to go on"
+            print(text, file=sys.stderr)
         sys.exit(code if code > 0 else 1)
     except SignalException:
         sys.exit(130)

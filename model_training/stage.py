@@ -135,7 +135,7 @@ def stage_status(run: Path) -> Iterator[Interrupt]:
             finish_run(run, "interrupted")
             again = [*sys.argv, *([] if "--resume" in sys.argv else ["--resume"])]
             again = [argument for argument in _without_key(again) if argument != "--overwrite"]
-            launcher = processes.count() > 1 and "--multi_gpu" not in again
+            launcher = processes.count() > 1 and not read_manifest(run)["config"]["multi_gpu"]
             how = "Resume with the same launcher and" if launcher else "Resume with"
             print(f"Interrupted. {how}:\n  python {shlex.join(again)}", file=sys.stderr)
         raise
@@ -149,21 +149,20 @@ def stage_status(run: Path) -> Iterator[Interrupt]:
 def _state_failure(run: Path, error: BaseException) -> None:
     """State in the manifest why the run failed: of several processes any may know it, and one is enough.
 
-    A process that only lost the others has nothing to add: it ends without a word where they have said why they ended.
+    A process that only lost another one ends without a word: why that one ended it has said itself, or else the
+    launcher does.
     """
     from utils.runs import finish_run, read_manifest
 
     is_running = read_manifest(run)["status"] == "running"
     lost = processes.is_broken_link(error)
-    if lost and not is_running:
-        raise SystemExit(1) from None
     if lost:
-        error = WorkError("another process of this training ended without a word; it may have run out of memory")
-    if is_running or processes.is_writer():
+        error = WorkError("another process ended without a word, for want of memory perhaps")
+    if is_running or (processes.is_writer() and not lost):
         of_process = "" if processes.is_writer() else f"process {processes.rank()}: "
         finish_run(run, "failed", f"{of_process}{type(error).__name__}: {error}")
     if lost:
-        raise error from None
+        raise SystemExit(1) from None
 
 
 def _without_key(arguments: list[str]) -> list[str]:
