@@ -145,16 +145,20 @@ def restore_weights(model: Any, checkpoint: Path) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
+    from model_training.sharding import sharded_like
+
     weights = load_file(checkpoint / "adapter_model.safetensors", device=str(model.device))
-    unknown = set_peft_model_state_dict(model, weights).unexpected_keys
+    unknown = set_peft_model_state_dict(model, sharded_like(model, weights)).unexpected_keys
     assert not unknown, unknown
 
 
-def save_weights(model: Any, folder: str | Path) -> None:
+def save_weights(model: Any, folder: str | Path, weights: dict[str, Any] | None = None) -> None:
     """The trained adapter alone: not the frozen copy `ref` that a KL penalty compares with, and no pickled options.
 
-    Embeddings are never resized here; peft would ask the hub whether they were."""
-    model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+    `weights` are given where the model does not hold them whole. Embeddings are never resized here; peft would ask the
+    hub whether they were."""
+    given = {} if weights is None else {"state_dict": weights}
+    model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False, **given)
 
 
 def restart_noise(trainer: Any, checkpoint: Path) -> None:

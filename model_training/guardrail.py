@@ -260,8 +260,6 @@ def _train(
         if processes.is_writer():
             write_metrics_csv(run)
             _end_tracker(config.report_to)
-    if not processes.is_writer():
-        return
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model.eval()
     row = measure(setting, model, validation) if validation else None

@@ -200,7 +200,7 @@ class PairTrainer(Trainer):  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
-        save_weights(self.model, folder)
+        save_weights(self.model, folder, state_dict)
         if self.note is not None:
             (folder / "subtext.json").write_text(json.dumps(self.note(self), indent=2) + "\n", encoding="utf-8")
 

@@ -81,9 +81,8 @@ def train(config: TrainPreferenceConfig) -> None:
             print(f"Nothing to do: the run in {run} is done, its reward model is in {run / FOLDER}.")
             return
         model = _trained(config, tokenizer, pairs, held_out_pairs, run, interrupt)
-        if processes.is_writer():
-            _save(model, tokenizer, config, form, held_out_pairs, run)
-            print(f"Reward model: {run / FOLDER}   Run: {run}")
+        _save(model, tokenizer, config, form, held_out_pairs, run)
+        print(f"Reward model: {run / FOLDER}   Run: {run}")
 
 
 # --- pairs ----------------------------------------------------------------------------------------------------------

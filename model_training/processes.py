@@ -79,8 +79,8 @@ def launch(processes: int) -> NoReturn:
         number, failure = error.get_first_failure()
         code = failure.exitcode
         if code < 0:
-            text = f"error: process {number} was ended by signal {-code}, for want of memory perhaps; add --resume to go on"
-            print(text, file=sys.stderr)
+            text = f"process {number} was ended by signal {-code}, for want of memory perhaps; --resume goes on"
+            print(f"error: {text}", file=sys.stderr)
         sys.exit(code if code > 0 else 1)
     except SignalException:
         sys.exit(130)
@@ -106,16 +106,43 @@ def _check_launcher() -> None:
 
 
 def _check_sharding() -> None:
-    pass
+    """FSDP2 is the one way of accelerate's to share the weights themselves that saves a whole adapter here."""
+    import torch
+
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise UserError(
+            "DeepSpeed has never been run here: nobody knows whether its adapters are whole; "
+            "configs/accelerate/fsdp2.yaml shares the weights, too"
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP") != "true":
+        return
+    if os.environ.get("FSDP_VERSION", "1") != "2" or os.environ.get("FSDP_STATE_DICT_TYPE") != "FULL_STATE_DICT":
+        raise UserError(
+            "FSDP: adapters are saved with fsdp_version 2 and fsdp_state_dict_type FULL_STATE_DICT alone, as "
+            "configs/accelerate/fsdp2.yaml has them"
+        )
+    if not torch.cuda.is_available():
+        raise UserError(
+            "FSDP: accelerate shares weights between GPUs alone; on CPUs, leave it out (every process has all)"
+        )
 
 
 def _join() -> None:
     import torch
     from accelerate import PartialState
 
-    PartialState(cpu=not torch.cuda.is_available())
+    if torch.distributed.is_initialized():  # this process has trained before
+        return
+    on_cpu = not torch.cuda.is_available()
+    PartialState(cpu=on_cpu)
+    if on_cpu:  # an optimizer is loaded to accelerate's device, "cpu:0", a name that torch does not read
+        torch.serialization.register_package(30, lambda storage: None, _stay_on_cpu)
     if not is_writer():
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def _stay_on_cpu(storage: Any, place: str) -> Any:
+    return storage if place.startswith("cpu:") else None
 
 
 # --- agree ----------------------------------------------------------------------------------------------------------

@@ -67,9 +67,8 @@ def train(config: TrainConfig) -> None:
         model = _warm_up(model, tokenizer, examples, config, run, interrupt)
         if config.max_steps:
             model = _reinforce(model, tokenizer, prompts, rewards, config, run, interrupt)
-        if processes.is_writer():
-            models.save_adapter(model, tokenizer, config.save_lora_path, base_name=name, card=card_rows(config, run))
-            print(f"Adapter: {config.save_lora_path}   Run: {run}")
+        models.save_adapter(model, tokenizer, config.save_lora_path, base_name=name, card=card_rows(config, run))
+        print(f"Adapter: {config.save_lora_path}   Run: {run}")
 
 
 # --- config ---------------------------------------------------------------------------------------------------------
@@ -153,8 +152,9 @@ def _warm_up(
 ) -> Any:
     """The base model with its adapter as the warm-up leaves it; a fresh adapter if there is none."""
     from model_training.logs import RunLog
-    from model_training.models import load_adapter, new_adapter, save_adapter
+    from model_training.models import load_adapter, load_model, new_adapter, save_adapter
     from model_training.sft import make_warmup_trainer
+    from model_training.sharding import is_sharded
 
     warmed_up, folder = run / "warmup_lora", run / "checkpoints" / "sft"
     if config.sft_steps and warmed_up.is_dir():
@@ -165,10 +165,11 @@ def _warm_up(
     log = RunLog(run, "sft", 0, config.sft_steps, config.completions_per_log, interrupt, processes.is_writer())
     trainer = make_warmup_trainer(model, tokenizer, examples, config, folder, log)
     train_to_end(trainer, folder, interrupt)
-    if processes.is_writer():
-        assert config.model_name is not None
-        save_adapter(model, tokenizer, warmed_up, base_name=config.model_name, card=card_rows(config, run))
+    assert config.model_name is not None
+    save_adapter(model, tokenizer, warmed_up, base_name=config.model_name, card=card_rows(config, run))
     trainer.accelerator.wait_for_everyone()
+    if is_sharded(model):  # GRPO's trainer shards a model that is whole
+        return load_adapter(load_model(config.model_name), warmed_up, trainable=True)
     return model
 
 
