@@ -130,9 +130,7 @@ def stage_status(run: Path, writer: bool = True) -> Iterator[Interrupt]:
     except KeyboardInterrupt:
         if writer:
             finish_run(run, "interrupted")
-            again = [*sys.argv, *([] if "--resume" in sys.argv else ["--resume"])]
-            again = [argument for argument in _without_key(again) if argument != "--overwrite"]
-            print(f"Interrupted. Resume with:\n  python {shlex.join(again)}", file=sys.stderr)
+            print(f"Interrupted. Resume with:\n  {resume_command()}", file=sys.stderr)
         raise
     except BaseException as error:
         if writer:
@@ -142,6 +140,12 @@ def stage_status(run: Path, writer: bool = True) -> Iterator[Interrupt]:
         raise
     if writer:
         finish_run(run, "done")
+
+
+def resume_command() -> str:
+    """The command line of this process, as it would go on with what it left."""
+    again = [*sys.argv, *([] if "--resume" in sys.argv else ["--resume"])]
+    return f"python {shlex.join(argument for argument in _without_key(again) if argument != '--overwrite')}"
 
 
 def _without_key(arguments: list[str]) -> list[str]:
