@@ -2,8 +2,8 @@
 
     python -m benchmarks.startup
 
-Each command is a fresh process; median of 5, or 3. The goal for `--help` is 0.5 s by the clock, without torch. Below it the
-imports of each task's trainer, and of TRL's trainer for the same: the `secret` task's trainer is made of TRL's, the
+Each command is a fresh process; median of 5, or 3. The goal for `--help` is 0.5 s by the clock, without torch. Below it
+the imports of each task's trainer, and of TRL's trainer for the same: the `secret` task's trainer is made of TRL's, the
 others are not. The clock and the processor time of all threads; other programs on the machine count in the first alone.
 """
 

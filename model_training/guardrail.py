@@ -87,7 +87,8 @@ def train(config: TrainGuardrailConfig) -> None:
     from model_training.unsloth_backend import OF_PAIRS
 
     name = resolve_model_name(config.model_name)
-    config = settle(_quantization(replace(config, model_name=name)), not_unsloth=OF_PAIRS)
+    asked = replace(config, model_name=name)
+    config = settle(_quantization(asked), not_unsloth=OF_PAIRS)
     _check_options(config)
     threads = models.set_threads(config.threads)
     plans = make_plans(config)
@@ -99,7 +100,7 @@ def train(config: TrainGuardrailConfig) -> None:
         return
     _check_runs(plans)
     if config.launcher == "ray":
-        _launch(config, plans, threads)
+        _launch(asked, plans, threads)
         return
     for plan, (training, validation) in zip(plans, examples, strict=True):
         _run(plan, tokenizer, training, validation)
@@ -236,7 +237,7 @@ def _check_runs(plans: list[Plan]) -> None:
 
 
 def _launch(config: TrainGuardrailConfig, plans: list[Plan], threads: int) -> None:
-    """Train each adapter as a job of its own."""
+    """Train each adapter as a job of its own, by the options as they were asked for: its machine settles the rest."""
     from model_training.launcher import command_job, finish, run_jobs
 
     folder = Path(config.output_dir)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ from model_training.launcher import Job, command_job, finish, run_jobs, share
 from model_training.options import parse
 from tests.model_training.conftest import BuildModel
 from tests.model_training.test_guardrail_train import records, small, write
+from utils import machine
 from utils.errors import UserError, WorkError
 from utils.runs import read_manifest
 
@@ -54,15 +56,17 @@ time.sleep(120)
 """
 
 
-def ray_processes() -> set[str]:
-    found = set()
+def below(process: int) -> set[int]:
+    """Every process that it started, and that these started; none if it has ended."""
+    parents: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if re.search(r"raylet|gcs_server|^ray::", command):
-            found.add(folder.name)
+        with contextlib.suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    found: set[int] = set()
+    new = {process}
+    while new:
+        new = {child for child, parent in parents.items() if parent in new}
+        found |= new
     return found
 
 
@@ -81,7 +85,6 @@ def started(program: str, *arguments: Path) -> subprocess.Popen[str]:
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """One cluster of this machine for all tests here, found by its address as one elsewhere is."""
-    before = ray_processes()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (launcher.OWN | {"RAY_AUTH_TOKEN": "0" * 64}).items():
             patch.setenv(name, value)
@@ -90,9 +93,10 @@ def address() -> Iterator[str]:
         address = process.stdout.readline().strip()
         patch.setenv("RAY_ADDRESS", address)
         yield address
+        ours = below(process.pid)
         process.stdin.close()
         assert process.wait(60) == 0
-    assert ray_processes() <= before
+    assert ours and all(machine.process_start(one) in (None, "ended") for one in ours)
 
 
 @pytest.fixture
@@ -217,17 +221,18 @@ def test_adapters_are_those_without_a_launcher(
 
 
 def test_a_cluster_of_this_machine_listens_here_alone_and_ends_with_the_command(tmp_path: Path) -> None:
-    before, program = ray_processes(), tmp_path / "waits.py"
+    program, log = tmp_path / "waits.py", tmp_path / "job.log"
     program.write_text(WAITS, encoding="utf-8")
-    log = tmp_path / "job.log"
     with started(RUNS_JOBS, tmp_path, program) as process:
         wait_for(lambda: log.exists() and "waiting" in log.read_text())
-        ours = ray_processes() - before
-        assert ours and all(address in ("7F", "loopback") for address in listening(ours))
+        ours = below(process.pid)
+        addresses = listening(ours)
+        assert addresses and set(addresses) == {"loopback"}
         process.kill()
         wait_for(lambda: "told to stop" in log.read_text())
-    for process_id in ray_processes() - before:  # Ray's agents outlive a driver that was killed
-        os.kill(int(process_id), signal.SIGKILL)
+    for one in ours:  # Ray's agents outlive a driver that was killed for a while
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
 
 
 def wait_for(condition: Any) -> None:
@@ -237,7 +242,7 @@ def wait_for(condition: Any) -> None:
         time.sleep(0.2)
 
 
-def listening(processes: set[str]) -> list[str]:
+def listening(processes: set[int]) -> list[str]:
     """Where processes listen for TCP: `loopback`, or the address as the kernel writes it."""
     inodes = set()
     for process in processes:
