@@ -223,20 +223,24 @@ def test_adapters_are_those_without_a_launcher(
 def test_a_cluster_of_this_machine_listens_here_alone_and_ends_with_the_command(tmp_path: Path) -> None:
     program, log = tmp_path / "waits.py", tmp_path / "job.log"
     program.write_text(WAITS, encoding="utf-8")
-    with started(RUNS_JOBS, tmp_path, program) as process:
+    process, ours = started(RUNS_JOBS, tmp_path, program), set()
+    try:
         wait_for(lambda: log.exists() and "waiting" in log.read_text())
         ours = below(process.pid)
         addresses = listening(ours)
         assert addresses and set(addresses) == {"loopback"}
         process.kill()
         wait_for(lambda: "told to stop" in log.read_text())
-    for one in ours:  # Ray's agents outlive a driver that was killed for a while
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(one, signal.SIGKILL)
+    finally:
+        for one in ours:  # Ray's agents outlive a driver that was killed for a while
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, signal.SIGKILL)
+        process.kill()
+        process.communicate()
 
 
 def wait_for(condition: Any) -> None:
-    until = time.monotonic() + 120
+    until = time.monotonic() + 90
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.2)
