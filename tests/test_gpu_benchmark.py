@@ -12,7 +12,8 @@ import torch
 from benchmarks import gpu, gpu_steps
 from benchmarks.gpu_steps import STEPS, Sizes, make_model, step_of
 
-SMALL = ["--shape", "tiny", "--texts", "4", "--prompt_tokens", "24", "--answer_tokens", "8", "--group", "2"]
+SIZES = {"texts": 4, "prompt_tokens": 60, "answer_tokens": 4, "group": 4}
+SMALL = ["--shape", "tiny", *(word for name, size in SIZES.items() for word in (f"--{name}", str(size)))]
 RUN = ["--steps", "1", "--warm_up", "1", "--repeats", "2"]
 
 
@@ -21,9 +22,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
 
     def run(part: str, way: str) -> dict[str, Any]:
-        options = {"shape": "tiny", "texts": 4, "prompt_tokens": 24, "answer_tokens": 8, "group": 2}
-        more = {"checkpointing": "on", "steps": 1, "warm_up": 1}
-        return gpu.measure(argparse.Namespace(run=[part, way], **options, **more))
+        options = {"checkpointing": "on", "steps": 1, "warm_up": 1}
+        return gpu.measure(argparse.Namespace(run=[part, way], shape="tiny", **SIZES, **options))
 
     monkeypatch.setattr(gpu, "in_own_process", run)
 
@@ -37,9 +37,7 @@ def test_every_step_is_measured_and_one_table_says_so(
     found = json.loads(file.read_text(encoding="utf-8"))
     rows = {(row["part"], row["way"]): row for row in found["rows"]}
     assert rows.keys() == {(part, way) for part, ways in STEPS.items() for way in ways}
-    for name, row in rows.items():
-        if name != ("grpo", "ours"):  # short prompts need not pay
-            assert row["tokens_per_s"] > 0 and len(row["runs"]) == 2
+    assert all(row["tokens_per_s"] > 0 and len(row["runs"]) == 2 for row in rows.values())
     assert len(rows["orpo", "ours"]["speed"]) == 2 and "speed" not in rows["orpo", "TRL"]
     assert found["versions"]["torch"] == torch.__version__ and found["machine"]["device"]
     printed = capsys.readouterr().out
@@ -50,21 +48,22 @@ def test_without_trl_ours_is_measured_alone(in_this_process: None, monkeypatch: 
     for name in [name for name in sys.modules if name.partition(".")[0] == "trl"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "trl", None)
-    arguments = argparse.Namespace(parts=["orpo", "reward"], repeats=1)
-    orpo_trl, orpo, reward_trl, reward = gpu.rows_of(arguments)
+    monkeypatch.delitem(sys.modules, "model_training.group_log_probs", raising=False)
+    arguments = argparse.Namespace(parts=["grpo", "orpo", "reward"], repeats=1)
+    plain, grpo, orpo_trl, orpo, reward_trl, reward = gpu.rows_of(arguments)
     assert orpo_trl["skipped"] == "not measured: trl.experimental is missing here"
     assert reward_trl["skipped"] == "not measured: trl is missing here"
-    for row in (orpo, reward):
-        assert row["tokens_per_s"] > 0 and "speed" not in row
+    assert all(row["tokens_per_s"] > 0 for row in (plain, grpo, orpo, reward))
+    assert "speed" in grpo and "speed" not in orpo
 
 
-@pytest.mark.parametrize("part", ["orpo", "reward", "sft"])
+@pytest.mark.parametrize("part", ["grpo", "orpo", "reward", "sft"])
 def test_both_ways_have_the_same_loss(part: str) -> None:
     """So they do the same work on the same texts."""
     losses = []
     for way in STEPS[part].values():
         model = make_model("tiny", part, "cpu", torch.float32, checkpointing=False)
-        losses.append(way(model, Sizes(4, 24, 8, 2), "cpu", torch.float32).loss().item())
+        losses.append(way(model, Sizes(**SIZES), "cpu", torch.float32).loss().item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
