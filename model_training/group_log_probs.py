@@ -28,7 +28,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl.trainer.utils import split_tensor_dict
 
 from model_training.orpo_loss import Head, head_of, token_log_probs, token_log_probs_and_entropies
 from model_training.pairs import PADDING, PREFIX, bare_model, pair_hidden, why_not_shared
@@ -119,6 +118,8 @@ def together(sharing: Sharing, batches: list[dict[str, Any]]) -> list[dict[str, 
     TRL shuffles them over the micro-batches; the gradient of the step is the same for any split. Where sharing
     does not pay, the batches are left as they are.
     """
+    from trl.trainer.utils import split_tensor_dict
+
     whole = {key: _joined([batch[key] for batch in batches]) for key in batches[0]}
     groups, _ = _groups(*_of_trl(whole))
     order = torch.tensor([row for rows in groups.values() for row in rows], device=whole["prompt_ids"].device)

@@ -6,7 +6,8 @@
     config -> records -> tokens -> model -> ORPO (orpo_loss.py, orpo_trainer.py)
            -> OUTPUT_DIR/BEHAVIOR.VARIATION/adapter/, or OUTPUT_DIR/joint.VARIATION/adapter/
 
-Each adapter is a run directory of its own; they are trained one after the other. Records of split `test` are never met.
+Each adapter is a run directory of its own; they are trained one after the other, or with `--launcher ray` side by side,
+each as a job of its own (launcher.py). Records of split `test` are never met.
 Those of split `validation` choose the checkpoint by behavior, end the training early, and set the threshold from which
 the adapter counts as sure. Records longer than `max_seq_length` tokens are left out and counted.
 
@@ -40,6 +41,7 @@ from model_training.stage import (
     digest,
     is_finished,
     open_stage,
+    resume_command,
     set_environment,
     stage_status,
 )
@@ -53,7 +55,10 @@ Record = dict[str, Any]
 CHECKPOINTS = "checkpoints"
 EVALUATIONS = 10
 """In a training, by default."""
-OF_NO_CARD = ("guardrails", "wandb_project", "wandb_entity", "wandb_run_name", "wandb_tags")
+OF_NO_CARD = (
+    *("guardrails", "wandb_project", "wandb_entity", "wandb_run_name", "wandb_tags"),
+    *("launcher", "launcher_retries", "gpus_per_job"),
+)
 
 
 @dataclass(frozen=True)
@@ -75,15 +80,18 @@ def train(config: TrainGuardrailConfig) -> None:
     check_ranges(config, {})
     set_environment(Path(config.output_dir), config.report_to, _tracker_variables(config))
     check_tracker(config.report_to)
+    if config.launcher == "ray" and (config.multi_gpu or processes.count() > 1):
+        raise UserError("--launcher ray starts a process for each adapter; leave --multi_gpu and other launchers out")
     processes.start(config.multi_gpu)
     from model_training import models
     from model_training.backends import settle
     from model_training.unsloth_backend import OF_PAIRS
 
     name = resolve_model_name(config.model_name)
-    config = settle(_quantization(replace(config, model_name=name)), not_unsloth=OF_PAIRS)
+    asked = replace(config, model_name=name)
+    config = settle(_quantization(asked), not_unsloth=OF_PAIRS)
     _check_options(config)
-    models.set_threads(config.threads)
+    threads = models.set_threads(config.threads)
     plans = make_plans(config)
     tokenizer = models.load_tokenizer(name)
     models.check_lengths(name, config.max_seq_length)
@@ -92,6 +100,9 @@ def train(config: TrainGuardrailConfig) -> None:
         _rehearse(plans, tokenizer, examples)
         return
     processes.of_first(lambda: _check_runs(plans))
+    if config.launcher == "ray":
+        _launch(asked, plans, threads)
+        return
     for plan, (training, validation) in zip(plans, examples, strict=True):
         _run(plan, tokenizer, training, validation)
         gc.collect()  # a trainer and its model refer to each other
@@ -229,6 +240,24 @@ def _check_runs(plans: list[Plan]) -> None:
     for plan in plans:
         if not plan.config.resume and not plan.config.overwrite:
             check_unused(plan.config.output_dir)
+
+
+def _launch(config: TrainGuardrailConfig, plans: list[Plan], threads: int) -> None:
+    """Train each adapter as a job of its own, by the options as they were asked for: its machine settles the rest."""
+    from model_training.launcher import command_job, finish, run_jobs
+
+    folder = Path(config.output_dir)
+    jobs = []
+    for plan in plans:
+        own = plan.config
+        alone = replace(config, behavior=own.behavior, dataset_variation=own.dataset_variation, launcher="none")
+        jobs.append(command_job("guardrail", "train", alone, run=Path(own.output_dir), folder=folder))
+    try:
+        outcomes = run_jobs(jobs, threads=threads, gpus=config.gpus_per_job, retries=config.launcher_retries)
+    except KeyboardInterrupt:
+        print(f"Interrupted. Resume with:\n  {resume_command()}", file=sys.stderr)
+        raise
+    finish(outcomes, resume_command())
 
 
 # --- one adapter ----------------------------------------------------------------------------------------------------

@@ -69,6 +69,12 @@ class TrainGuardrailConfig(GuardrailOptions, OutputOptions, BackendOptions):
 
     joint: bool = False
     """One adapter on the data of all the guardrails, in place of one adapter each."""
+    launcher: Literal["none", "ray"] = "none"
+    """ray: each adapter is a job of its own, side by side, on the cluster of RAY_ADDRESS or on this machine."""
+    launcher_retries: int = 1
+    """How often a failed job of --launcher is tried again, from its newest checkpoint."""
+    gpus_per_job: float | None = None
+    """GPUs of each job of --launcher; a fraction lets several share one. Default: 1 where there are any, else 0."""
     model_name: str | None = None
     """Base model: a hub name, a local path, or `tiny`, the embedded one. Default: 8B Llama with CUDA, else `tiny`."""
     skip_invalid: bool = False

@@ -108,6 +108,8 @@ RANGES: dict[str, Range] = {
     "test_samples": Range(1, 100_000),
     "r": Range(1),
     "warmup_steps": Range(0),
+    "launcher_retries": Range(0),
+    "gpus_per_job": Range(0),
     "merge_rank": Range(0),
     "merge_density": Range(0, 1, open="low"),
     "fraction_of_data": Range(0, 1, open="low"),

@@ -41,9 +41,9 @@ Call = Callable[[str, Any], None]
 Files = dict[str, Path]
 
 NO_INPUT = {
-    "overwrite", "resume", "threads", "report_to", "output_dir", "dataset_path", "save_lora_path",
-    "reward_model_checkpoints", "guardrails", "start_server", "server_port", "host",
-    "vllm_server_base_url", "vllm_gpu_memory_utilization",
+    "overwrite", "resume", "threads", "launcher", "launcher_retries", "gpus_per_job", "report_to",
+    "output_dir", "dataset_path", "save_lora_path", "reward_model_checkpoints", "guardrails",
+    "start_server", "server_port", "host", "vllm_server_base_url", "vllm_gpu_memory_utilization",
     *(option.name for option in fields(ApiOptions) if option.name != "base_url"),
 }  # fmt: skip
 """Options that change no result, a key among them; files are compared by content, not by name."""

@@ -138,11 +138,9 @@ def stage_status(run: Path) -> Iterator[Interrupt]:
     except KeyboardInterrupt:
         if processes.is_writer():
             finish_run(run, "interrupted")
-            again = [*sys.argv, *([] if "--resume" in sys.argv else ["--resume"])]
-            again = [argument for argument in _without_key(again) if argument != "--overwrite"]
             launcher = processes.count() > 1 and not read_manifest(run)["config"]["multi_gpu"]
             how = "Resume with the same launcher and" if launcher else "Resume with"
-            print(f"Interrupted. {how}:\n  python {shlex.join(again)}", file=sys.stderr)
+            print(f"Interrupted. {how}:\n  {resume_command()}", file=sys.stderr)
         raise
     except BaseException as error:
         _state_failure(run, error)
@@ -170,6 +168,12 @@ def _state_failure(run: Path, error: BaseException) -> None:
         finish_run(run, "failed", f"{of_process}{type(error).__name__}: {error}")
     if lost:
         raise SystemExit(1) from None
+
+
+def resume_command() -> str:
+    """The command line of this process, as it would go on with what it left."""
+    again = [*sys.argv, *([] if "--resume" in sys.argv else ["--resume"])]
+    return f"python {shlex.join(argument for argument in _without_key(again) if argument != '--overwrite')}"
 
 
 def _without_key(arguments: list[str]) -> list[str]:
