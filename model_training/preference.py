@@ -196,10 +196,11 @@ def _model(config: TrainPreferenceConfig, tokenizer: Any) -> Any:
 
 def _steps(config: TrainPreferenceConfig, pairs: int) -> int:
     """Optimizer steps of the whole training."""
-    return config.max_steps or math.ceil(config.num_train_epochs * pairs / _pairs_in_step(config))
+    return config.max_steps or math.ceil(config.num_train_epochs * pairs / pairs_in_step(config))
 
 
-def _pairs_in_step(config: TrainPreferenceConfig) -> int:
+def pairs_in_step(config: TrainPreferenceConfig) -> int:
+    """Of all processes."""
     return config.per_device_train_batch_size * config.gradient_accumulation_steps * processes.count()
 
 
@@ -213,7 +214,7 @@ def _rehearse(config: TrainPreferenceConfig, tokenizer: Any, pairs: list[Pair], 
         return longest(pairs, lambda pair: row_length(pair, config.shared_prompt), count)
 
     steps, batch = _steps(config, len(pairs)), config.per_device_eval_batch_size
-    chosen = widest(pairs, _pairs_in_step(config))
+    chosen = widest(pairs, pairs_in_step(config))
     measured, short = widest(held_out, batch), replace(config, report_to="none")
     model = _model(config, tokenizer)
     with quiet_log() as (folder, log):

@@ -69,9 +69,8 @@ def train(config: TrainConfig) -> None:
         model = _warm_up(tokenizer, examples, config, run, interrupt)
         if config.max_steps:
             model = _reinforce(model, tokenizer, prompts, rewards, config, run, interrupt)
-        adapter_directory.save_adapter(
-            model, tokenizer, config.save_lora_path, base_name=name, card=card_rows(config, run)
-        )
+        card = card_rows(config, run)
+        adapter_directory.save_adapter(model, tokenizer, config.save_lora_path, base_name=name, card=card)
         print(f"Adapter: {config.save_lora_path}   Run: {run}")
 
 
@@ -87,6 +86,7 @@ def _rehearse(
     from model_training.grpo import make_grpo_trainer
     from model_training.models import encode_prompt
     from model_training.sft import make_warmup_trainer
+    from model_training.sharding import is_sharded
 
     short = replace(config, sft_steps=STEPS, max_steps=STEPS, report_to="none")
     model = _with_adapter(config)
@@ -97,6 +97,8 @@ def _rehearse(
             warmup = make_warmup_trainer(model, tokenizer, chosen, short, folder, log)
             found.append((rehearse(warmup, "warm-up"), config.sft_steps, 0))
     if config.max_steps:
+        if is_sharded(model):
+            model = _with_adapter(config)
         completions = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes.count()
         count = completions // config.num_generations
         kept = longest(prompts, lambda record: len(encode_prompt(tokenizer, record["prompt"])), count)
