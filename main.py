@@ -47,7 +47,7 @@ PreferencePipelineConfig = union(
     [PipelineOptions, PreparePreferenceConfig, TrainPreferenceConfig, EvaluatePreferenceConfig, VisualizeConfig],
     leave_out=[
         *("env", "batch_size", "lr", "num_iterations", "estimator", "shared_context", "out_dir"),
-        *("reward_model_checkpoints", "from_outputs", "dry_run"),
+        *("reward_model_checkpoints", "from_outputs", "dry_run", "multi_gpu"),
     ],
 )
 GuardrailPipelineConfig = union(
@@ -60,7 +60,7 @@ GuardrailPipelineConfig = union(
         EvaluateGuardrailConfig,
         VisualizeGuardrailConfig,
     ],
-    leave_out=["joint", "lora_paths", "dry_run"],
+    leave_out=["joint", "lora_paths", "dry_run", "multi_gpu"],
 )
 
 TASKS = {

@@ -42,17 +42,23 @@ def save_adapter(
     """Write the adapter directory in one move: peft's files, the tokenizer, README.md and subtext.json.
 
     `card` has the rows of the README's table, `readme` makes the text of the base's name and them (by default that of
-    the `secret` task), `note` is what subtext.json says beside the base.
+    the `secret` task), `note` is what subtext.json says beside the base. Of several processes all call this, and the
+    first writes.
     """
     from model_training.checkpoints import PARTIAL, disk_errors, publish_directory, save_weights
+    from model_training.processes import is_writer
+    from model_training.sharding import adapter_weights
 
+    weights, base_fingerprint = adapter_weights(model), fingerprint(model.get_base_model())
+    if not is_writer():
+        return
     target = Path(path)
     temporary = target.parent / f"{PARTIAL}{target.name}"
     with disk_errors(f"adapter {target}"):
         if temporary.exists():
             shutil.rmtree(temporary)
         temporary.mkdir(parents=True)
-        save_weights(model, temporary)
+        save_weights(model, temporary, weights)
         tokenizer.save_pretrained(temporary)
         config_file = temporary / "adapter_config.json"
         config = json.loads(config_file.read_text(encoding="utf-8"))
@@ -60,7 +66,7 @@ def save_adapter(
         if isinstance(config["target_modules"], list):
             config["target_modules"].sort()  # a set in peft: its order says nothing
         config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        base = {"base_model": base_name, "base_fingerprint": fingerprint(model.get_base_model())}
+        base = {"base_model": base_name, "base_fingerprint": base_fingerprint}
         (temporary / "subtext.json").write_text(json.dumps(base | (note or {}), indent=2) + "\n", encoding="utf-8")
         shown = Path(base_name).name if Path(base_name).is_absolute() else base_name
         (temporary / "README.md").write_text((readme or _secret_card)(shown, card), encoding="utf-8")

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from model_training import processes
 from utils.errors import WorkError
 
 PARTIAL = ".partial-"
@@ -128,6 +129,7 @@ def save_checkpoint(
                 for old in list_checkpoints(folder)[:-KEEP]:
                     if checkpoint_step(old) != best_step:
                         shutil.rmtree(old)
+        trainer.accelerator.wait_for_everyone()
 
 
 def _strip(checkpoint: Path) -> None:
@@ -143,22 +145,39 @@ def restore_weights(model: Any, checkpoint: Path) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
+    from model_training.sharding import sharded_like
+
     weights = load_file(checkpoint / "adapter_model.safetensors", device=str(model.device))
-    unknown = set_peft_model_state_dict(model, weights).unexpected_keys
+    unknown = set_peft_model_state_dict(model, sharded_like(model, weights)).unexpected_keys
     assert not unknown, unknown
 
 
-def save_weights(model: Any, folder: str | Path) -> None:
+def save_weights(model: Any, folder: str | Path, weights: dict[str, Any] | None = None) -> None:
     """The trained adapter alone: not the frozen copy `ref` that a KL penalty compares with, and no pickled options.
 
-    Embeddings are never resized here; peft would ask the hub whether they were."""
-    model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+    `weights` are given where the model does not hold them whole. Embeddings are never resized here; peft would ask the
+    hub whether they were."""
+    given = {} if weights is None else {"state_dict": weights}
+    model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False, **given)
+
+
+def restart_noise(trainer: Any, checkpoint: Path) -> None:
+    """Seed the random draws (sampling, dropout) of a process that the checkpoint has no generators of.
+
+    With as many processes as wrote it, there is none. With others the order of the records is the same, and so are
+    weights and optimizer; the draws are new ones, a function of seed, step and process.
+    """
+    from accelerate.utils import set_seed
+
+    name = "rng_state.pth" if processes.count() == 1 else f"rng_state_{processes.rank()}.pth"
+    if not (checkpoint / name).is_file():
+        set_seed(trainer.args.seed + checkpoint_step(checkpoint), device_specific=True)
 
 
 def loop_state(trainer: Any) -> dict[str, Any]:
-    """What the trainer has summed since its last log event (floats survive JSON exactly)."""
+    """What the trainer has summed since its last log event (floats survive JSON exactly); asked of every process."""
     return {
-        "loss_sum": trainer._tr_loss.item(),
+        "loss_sum": processes.mean(trainer._tr_loss).item(),
         "last_logged": trainer._globalstep_last_logged,
         "metrics": {key: list(values) for key, values in trainer._metrics["train"].items()},
     }

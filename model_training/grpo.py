@@ -185,7 +185,7 @@ class SegmentTrainer(GRPOTrainer):  # type: ignore[misc]
         save_checkpoint(self, loop_state(self))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        save_weights(self.model, output_dir or self.args.output_dir)
+        save_weights(self.model, output_dir or self.args.output_dir, state_dict)
 
 
 def _sample(prompt: Any, text: str, scores: dict[str, float | None], score_total: float) -> dict[str, Any]:

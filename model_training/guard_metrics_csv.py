@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.files import write_atomic
-from utils.runs import read_manifest, read_metrics
+from utils.runs import processes_of, read_manifest, read_metrics
 
 CSV = "metrics.csv"
 ODDS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
@@ -43,7 +43,7 @@ def write_metrics_csv(run: Path) -> Path | None:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows([*events, _whole(training, read_manifest(run)["config"])])
+    writer.writerows([*events, _whole(training, read_manifest(run))])
     write_atomic(run / CSV, text.getvalue())
     return run / CSV
 
@@ -52,9 +52,10 @@ def _measured(row: Row) -> Row:
     return {name if name in ("step", "epoch") else f"eval_{name}": value for name, value in row.items()}
 
 
-def _whole(training: list[Row], config: dict[str, Any]) -> Row:
+def _whole(training: list[Row], manifest: dict[str, Any]) -> Row:
     """The last row, from the training events: each speaks of the steps since the one before."""
-    in_step = config["per_device_train_batch_size"] * config["gradient_accumulation_steps"]
+    config = manifest["config"]
+    in_step = config["per_device_train_batch_size"] * config["gradient_accumulation_steps"] * processes_of(manifest)
     ends = [row["step"] for row in training]
     steps = [end - before for end, before in zip(ends, [0, *ends], strict=False)]
     seconds = math.fsum(n * in_step / row["pairs_per_s"] for n, row in zip(steps, training, strict=True))

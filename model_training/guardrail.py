@@ -23,13 +23,13 @@ from __future__ import annotations
 import gc
 import importlib
 import math
-import os
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model_training import processes
 from model_training.config import Quantization
 from model_training.guardrail_config import ADAPTER, ALL, JOINT, VARIATIONS, TrainGuardrailConfig, run_directory
 from model_training.option_values import check_ranges, near
@@ -75,8 +75,7 @@ def train(config: TrainGuardrailConfig) -> None:
     check_ranges(config, {})
     set_environment(Path(config.output_dir), config.report_to, _tracker_variables(config))
     check_tracker(config.report_to)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("--task guardrail trains in one process; start it without a launcher, on one device")
+    processes.start(config.multi_gpu)
     from model_training import models
     from model_training.backends import settle
     from model_training.unsloth_backend import OF_PAIRS
@@ -92,7 +91,7 @@ def train(config: TrainGuardrailConfig) -> None:
     if config.dry_run:
         _rehearse(plans, tokenizer, examples)
         return
-    _check_runs(plans)
+    processes.of_first(lambda: _check_runs(plans))
     for plan, (training, validation) in zip(plans, examples, strict=True):
         _run(plan, tokenizer, training, validation)
         gc.collect()  # a trainer and its model refer to each other
@@ -197,8 +196,13 @@ def _encoded(tokenizer: Any, plan: Plan) -> tuple[list[Example], list[Example]]:
 
 def steps_of(config: TrainGuardrailConfig, training: list[Example]) -> int:
     """Optimizer steps of the whole training. A joint adapter has as many for each of its guardrails as a single one."""
-    in_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    return config.max_steps * len(config.behavior) or math.ceil(config.num_train_epochs * len(training) / in_step)
+    epochs = config.num_train_epochs
+    return config.max_steps * len(config.behavior) or math.ceil(epochs * len(training) / records_in_step(config))
+
+
+def records_in_step(config: TrainGuardrailConfig) -> int:
+    """Of all processes."""
+    return config.per_device_train_batch_size * config.gradient_accumulation_steps * processes.count()
 
 
 def intervals(config: TrainGuardrailConfig, steps: int) -> tuple[int, int]:
@@ -259,17 +263,17 @@ def _train(
     model = _model(config)
     setting = _setting(plan, model, tokenizer)
     steps = steps_of(config, training)
-    in_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    log = RunLog(run, "train", 0, steps, 0, interrupt, is_writer=True, kind="orpo")
-    log.steps_in_epoch = len(training) / in_step
+    log = RunLog(run, "train", 0, steps, 0, interrupt, processes.is_writer(), kind="orpo")
+    log.steps_in_epoch = len(training) / records_in_step(config)
     note = _note(plan, model)
     every = intervals(config, steps)
     trainer = make_orpo_trainer(setting, model, training, validation, run / CHECKPOINTS, log, steps, every, note)
     try:
         best = train_to_best(trainer, interrupt)
     finally:
-        write_metrics_csv(run)
-        _end_tracker(config.report_to)
+        if processes.is_writer():
+            write_metrics_csv(run)
+            _end_tracker(config.report_to)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model.eval()
     row = measure(setting, model, validation) if validation else None
@@ -296,7 +300,7 @@ def _rehearse(plans: list[Plan], tokenizer: Any, examples: list[tuple[list[Examp
         records = [record for sides in examples for record in sides[side]]
         return longest(records, lambda record: row_length(record.pair, setting.shared), count)
 
-    training = widest(0, config.per_device_train_batch_size * config.gradient_accumulation_steps)
+    training = widest(0, records_in_step(config))
     validation = widest(1, config.per_device_eval_batch_size)
     with quiet_log() as (folder, log):
         every = (STEPS, STEPS)

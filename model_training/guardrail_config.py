@@ -127,6 +127,8 @@ class TrainGuardrailConfig(GuardrailOptions, OutputOptions, BackendOptions):
     """Compute in bfloat16 under autocast; on by itself where the GPU has it."""
     report_to: Literal["none", "wandb", "trackio", "tensorboard"] = "none"
     """Also send metrics to this tracker; wandb runs offline unless its environment says otherwise."""
+    multi_gpu: bool = False
+    """Use all GPUs of this machine, one process each."""
     wandb_project: str | None = None
     """Project of the tracker."""
     wandb_entity: str | None = None

@@ -11,7 +11,8 @@ its part alone, and asks no more: all rewards of one rubric read one verdict. A 
 judge and is worth 0, as for the other rewards; nobody is asked about it.
 
 The completions of a step are judged together, --concurrency at once, through one client for the whole run, so that its
-limits of rate and money hold across steps (each process of --multi_gpu has its own). A judgement that failed is None:
+limits of rate and money hold across steps; each of several processes has a client of its own with its share of them,
+for the completions that it sampled. A judgement that failed is None:
 the completion is left out of that reward's comparison within its group (credit.without_gaps), and never 0.
 `judge/failed_rate` is the share of the asked that failed; `judge/cost_usd` what was spent so far. A step of which every
 judgement failed ends the run, which --resume continues: what was judged is in the cache.
@@ -24,6 +25,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from model_training import processes
 from model_training.config import JUDGE, JudgeOptions, RewardJudgeOptions
 from model_training.judging import Judge, Judgement, judgements, refuse_all_failed
 from model_training.options import narrow
@@ -31,7 +33,7 @@ from model_training.text_measures import message_text, question_text
 from prompts.judge import overall
 from prompts.rubrics import SECRET, Criterion, Part, Rubric, load_rubric
 from utils.api.endpoints import Endpoint, key_of, parse_endpoint
-from utils.api.options import ApiOptions
+from utils.api.options import ApiOptions, share
 from utils.api.progress import Totals
 from utils.api.types import Answer, Ask, Failed
 from utils.errors import UserError
@@ -62,7 +64,7 @@ def open_bench(config: RewardJudgeOptions | JudgeOptions) -> Bench | None:
     """
     if config.judge is None:
         return None
-    options = narrow(config, ApiOptions)
+    options = share(narrow(config, ApiOptions), processes.count())
     endpoint = parse_endpoint(config.judge, config.base_url, "--judge")
     if not options.dry_run:
         key_of(endpoint, options)
@@ -106,7 +108,7 @@ def judge_reward(given: str, bench: Bench | None) -> tuple[str, Callable[..., li
         if log_metric is not None and judged:
             log_metric("judge/failed_rate", sum(one.failure is not None for one in judged) / len(judged))
             if bench.totals.cost is not None:
-                log_metric("judge/cost_usd", bench.totals.cost)
+                log_metric("judge/cost_usd", bench.totals.cost * processes.count())  # the mean over them is logged
         return values
 
     parts = {one.part for one in rubric.criteria}

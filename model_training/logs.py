@@ -31,7 +31,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from model_training import processes
 from utils.errors import WorkError
 from utils.files import write_json_atomic
 from utils.runs import MANIFEST, log_completion, log_metrics, read_manifest, read_metrics
@@ -135,15 +136,21 @@ class Interrupt:
 
 
 @contextmanager
-def catch_signals() -> Iterator[Interrupt]:
-    """Turn the first Ctrl-C or SIGTERM into a request; a second one stops at once."""
+def catch_signals(is_running: Callable[[], bool] = lambda: True) -> Iterator[Interrupt]:
+    """Turn the first Ctrl-C or SIGTERM into a request; a second one stops at once.
+
+    A launcher sends SIGTERM to what is left of a run that has failed, too: then nothing is promised.
+    """
     interrupt = Interrupt()
 
     def ask(signum: int, frame: FrameType | None) -> None:
         if interrupt.asked:
             raise KeyboardInterrupt
         interrupt.asked = True
-        print("\nStopping after this step, with a checkpoint (again: stop at once) ...", file=sys.stderr, flush=True)
+        if is_running():
+            print(
+                "\nStopping after this step, with a checkpoint (again: stop at once) ...", file=sys.stderr, flush=True
+            )
 
     try:
         old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -222,13 +229,8 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
 
     def _stop_asked(self, args: Any) -> bool:
         """Whether any process was asked to stop: all leave the loop at the same step."""
-        if args.world_size == 1:
-            return self.interrupt.asked
-        import torch
-
-        flag = torch.tensor(float(self.interrupt.asked), device=args.device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        return bool(flag.item())
+        self.interrupt.asked = processes.any_of(self.interrupt.asked, args.device)
+        return self.interrupt.asked
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Row | None = None, **kwargs: Any) -> None:
         if logs is None or "loss" not in logs:
@@ -282,7 +284,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
     def raise_alarms(self, step: int, found: dict[str, str]) -> None:
         """Each kind once in a run, as a row and a line."""
         for kind, text in found.items():
-            if kind not in self.raised:
+            if self.is_writer and kind not in self.raised:
                 self.raised.add(kind)
                 alarm = {"step": step, "split": self.split, "alarm": text}
                 log_metrics(self.run, alarm)

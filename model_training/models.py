@@ -31,11 +31,13 @@ LLAMA_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pr
 
 
 def set_threads(threads: int | None) -> int:
-    """Set torch's CPU threads: by default 1 on up to 4 cores (two that spin-wait are slower), else half the cores."""
+    """Set torch's CPU threads: by default 1 on up to 4 cores (two that spin-wait are slower), else half the cores, or
+    this process's share of them."""
     import torch
 
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    chosen = threads if threads is not None else (1 if cores <= 4 else cores // 2)
+    chosen = threads if threads is not None else (1 if cores <= 4 else max(1, cores // 2 // here))
     if chosen < 1:
         raise UserError(f"--threads {chosen}: at least one thread is needed")
     torch.set_num_threads(chosen)
@@ -190,6 +192,8 @@ def fingerprint(model: Any) -> str | None:
     """
     import torch
 
+    from model_training.sharding import whole
+
     if getattr(model, "hf_quantizer", None) is not None or model.dtype == torch.float16:
         return None
 
@@ -202,7 +206,7 @@ def fingerprint(model: Any) -> str | None:
         if "lora_" not in name and not name.startswith("score.")
     ]
     for name, weight in weights[:16] + weights[-16:]:
-        sample = weight.detach().flatten()[:4096].to(torch.bfloat16).cpu().view(torch.int16)
+        sample = whole(weight.detach()).flatten()[:4096].to(torch.bfloat16).cpu().view(torch.int16)
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()

@@ -191,6 +191,8 @@ def parse(argv: list[str], tasks: Mapping[str, Task]) -> Command:
     if given.mode not in task.modes:
         found = near(given.mode, task.modes)
         raise UserError(f"--mode {given.mode}: no such mode{found or '; there are ' + listed(task.modes)}")
+    if given.mode != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"--mode {given.mode} runs in one process; start it without a launcher")
     return _parse_mode(rest, given.task, given.mode, task, given.help)
 
 

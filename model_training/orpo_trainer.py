@@ -41,6 +41,7 @@ from model_training.models import encode_prompt, end_of_turn_id
 from model_training.orpo_loss import Head, PairLogProbs, orpo_loss, pair_log_probs
 from model_training.pair_loop import SCORE, SCORE_ERROR, EvaluateAndSave, PairTrainer, Row, make_trainer
 from model_training.pairs import Pair, PairBatch, collate_pairs, row_length
+from model_training.processes import mean
 from model_training.stage import common_options, in_bfloat16
 from model_training.tag_probability import calibrate, tag_scores
 from prompts.chat import Message
@@ -108,8 +109,10 @@ class Setting:
         return pair_log_probs(model, self.head, pairs, prompt_lengths, self.config.nll)
 
     def batch_loss(self, model: Any, inputs: Any) -> tuple[Tensor, Row]:
+        """Of several processes each has a share of the loss: their mean is the loss of all their pairs together."""
         found = self.log_probs(model, **inputs)
-        loss, metrics = orpo_loss(found.chosen, found.rejected, found.nll_sum / found.nll_tokens, self.config.beta)
+        nll = found.nll_sum / mean(found.nll_tokens)
+        loss, metrics = orpo_loss(found.chosen, found.rejected, nll, self.config.beta)
         return loss, _floats(metrics)
 
 
@@ -210,7 +213,7 @@ def make_orpo_trainer(
     last: dict[str, Any] = {}
 
     def measure_held_out(trainer: PairTrainer) -> Row:
-        row = measure(setting, trainer.model_wrapped, validation)
+        row = measure(setting, trainer.bare, validation)
         last.update(step=trainer.state.global_step, row=row)
         return row
 

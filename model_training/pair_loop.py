@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import set_seed
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -42,6 +43,7 @@ from model_training.checkpoints import (
 from model_training.logs import Interrupt, RunLog
 from model_training.memory_advice import Settings, shape_of
 from model_training.pair_order import SortedBatches
+from model_training.processes import count, mean_row, of_first
 from model_training.stage import train_to_end
 
 Row = dict[str, float]
@@ -117,19 +119,25 @@ class PairTrainer(Trainer):  # type: ignore[misc]
     pairs_met: int = 0
     resumed_from: Path | None = None
 
+    @property
+    def bare(self) -> Any:
+        """The model without the wrapper that joins gradients: for what is measured and never trained."""
+        return self.accelerator.unwrap_model(self.model_wrapped)
+
     # --- order, loss, learning rate ---
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         args = self.args
         batches = args.max_steps * args.gradient_accumulation_steps
-        return SortedBatches(self.lengths, args.per_device_train_batch_size, args.seed, batches)
+        return SortedBatches(self.lengths, args.per_device_train_batch_size * args.world_size, args.seed, batches)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         loss, metrics = self.batch_loss(model, inputs)
-        self.run_log.stop_unless_finite(self.state.global_step + 1, {"loss": loss.item()})
-        for name, value in metrics.items():
+        row = mean_row({"loss": loss.item()} | metrics, self.args.device)
+        self.run_log.stop_unless_finite(self.state.global_step + 1, {"loss": row.pop("loss")})
+        for name, value in row.items():
             self._metrics["train"][name].append(value)
         return loss
 
@@ -151,7 +159,7 @@ class PairTrainer(Trainer):  # type: ignore[misc]
         begin = time.perf_counter()
         loss: Tensor = super().training_step(*args, **kwargs)
         self.seconds += time.perf_counter() - begin
-        self.pairs_met += self.args.per_device_train_batch_size
+        self.pairs_met += self.args.per_device_train_batch_size * self.args.world_size
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -164,10 +172,14 @@ class PairTrainer(Trainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Row:
-        """Measure the held-out records, remember the best, and end the training when patience does."""
+        """Measure the held-out records, remember the best, and end the training when patience does.
+
+        Every process measures them all; what follows from it, the first one's numbers decide.
+        """
         step = self.state.global_step
         self.model.eval()
-        row = self.measure(self)
+        measured = self.measure(self)
+        row = of_first(lambda: measured)
         self.run_log.evaluated(step, row)
         self.log({f"eval_{name}": value for name, value in row.items()})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, row)
@@ -190,7 +202,7 @@ class PairTrainer(Trainer):  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
-        save_weights(self.model, folder)
+        save_weights(self.model, folder, state_dict)
         if self.note is not None:
             (folder / "subtext.json").write_text(json.dumps(self.note(self), indent=2) + "\n", encoding="utf-8")
 
@@ -240,6 +252,8 @@ def make_trainer(
     )
     trainer._metrics = {"train": defaultdict(list)}
     trainer.best = Best()
+    if count() > 1:
+        set_seed(args.seed, device_specific=True)  # dropout differs between processes
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -247,10 +261,10 @@ def make_trainer(
 def train_to_best(trainer: PairTrainer, interrupt: Interrupt) -> Best:
     """Train, or continue, to the end, and put the best weights into the model; without measurements the last ones."""
     folder = Path(trainer.args.output_dir)
-    last = newest_checkpoint(folder)
+    last = of_first(lambda: newest_checkpoint(folder))
     if last is None or (checkpoint_step(last) < trainer.args.max_steps and not best_at(last).ends(trainer.patience)):
         train_to_end(trainer, folder, interrupt)
-        last = newest_checkpoint(folder)
+        last = of_first(lambda: newest_checkpoint(folder))
     assert last is not None
     best = best_at(last)
     restore_weights(trainer.model, folder / f"checkpoint-{best.step}" if best.step else last)

@@ -30,6 +30,7 @@ from model_training.pair_loop import EvaluateAndSave, PairTrainer, make_trainer
 from model_training.pairs import Pair, collate_pairs, pair_outputs, row_length
 from model_training.preference_config import TrainPreferenceConfig
 from model_training.preference_losses import Kind, mean_and_spread
+from model_training.processes import gathered
 from model_training.reward_model import outputs_of_pairs
 from model_training.stage import common_options, in_bfloat16
 from utils.runs import read_metrics
@@ -88,11 +89,12 @@ def make_pair_trainer(
             variance_penalty=config.variance_penalty,
             entropy_coeff=config.entropy_coeff,
             entropy_bonus=config.entropy_bonus,
+            whole_batch=gathered,
         )
         return loss, measure(kind, chosen.detach(), rejected.detach())
 
     def measure_held_out(trainer: PairTrainer) -> dict[str, float]:
-        model, batch_size = trainer.model_wrapped, config.per_device_eval_batch_size
+        model, batch_size = trainer.bare, config.per_device_eval_batch_size
         chosen, rejected = outputs_of_pairs(model, held_out, pad_id, config.shared_prompt, batch_size)
         loss = preference_losses.loss(kind, chosen, rejected, config.likelihood).mean().item()
         alarm_if_worse_than_a_coin(trainer, loss)

@@ -16,7 +16,6 @@ and ends with the same reward model.
 from __future__ import annotations
 
 import math
-import os
 import random
 import sys
 from collections import Counter
@@ -24,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model_training import processes
 from model_training.option_values import check_ranges
 from model_training.options import resolve_model_name
 from model_training.preference_config import TrainPreferenceConfig
@@ -54,14 +54,15 @@ def train(config: TrainPreferenceConfig) -> None:
     if config.env and config.dry_run:
         raise UserError("--dry_run measures the training of a language model; leave it out with --env")
     if config.env:
+        if config.multi_gpu or processes.count() > 1:
+            raise UserError("--env trains small networks in one process; start it without a launcher or --multi_gpu")
         from model_training.synthetic_preferences import train_synthetic
 
         train_synthetic(config)
         return
     set_environment(Path(config.output_dir), config.report_to)
     check_tracker(config.report_to)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("--task preference trains in one process; start it without a launcher, on one device")
+    processes.start(config.multi_gpu)
     from model_training import models
     from model_training.backends import settle
     from model_training.reward_model import FOLDER
@@ -163,7 +164,7 @@ def _trained(
 
     model, steps = _model(config, tokenizer), _steps(config, len(pairs))
     folder = run / CHECKPOINTS
-    log = RunLog(run, "train", 0, steps, 0, interrupt, is_writer=True)
+    log = RunLog(run, "train", 0, steps, 0, interrupt, processes.is_writer())
     trainer = make_pair_trainer(model, pairs, held_out, tokenizer.pad_token_id, config, folder, log, steps)
     best = train_to_best(trainer, interrupt)
     if best.step:
@@ -195,8 +196,12 @@ def _model(config: TrainPreferenceConfig, tokenizer: Any) -> Any:
 
 def _steps(config: TrainPreferenceConfig, pairs: int) -> int:
     """Optimizer steps of the whole training."""
-    in_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    return config.max_steps or math.ceil(config.num_train_epochs * pairs / in_step)
+    return config.max_steps or math.ceil(config.num_train_epochs * pairs / pairs_in_step(config))
+
+
+def pairs_in_step(config: TrainPreferenceConfig) -> int:
+    """Of all processes."""
+    return config.per_device_train_batch_size * config.gradient_accumulation_steps * processes.count()
 
 
 def _rehearse(config: TrainPreferenceConfig, tokenizer: Any, pairs: list[Pair], held_out: list[Pair]) -> None:
@@ -209,7 +214,7 @@ def _rehearse(config: TrainPreferenceConfig, tokenizer: Any, pairs: list[Pair], 
         return longest(pairs, lambda pair: row_length(pair, config.shared_prompt), count)
 
     steps, batch = _steps(config, len(pairs)), config.per_device_eval_batch_size
-    chosen = widest(pairs, config.per_device_train_batch_size * config.gradient_accumulation_steps)
+    chosen = widest(pairs, pairs_in_step(config))
     measured, short = widest(held_out, batch), replace(config, report_to="none")
     model = _model(config, tokenizer)
     with quiet_log() as (folder, log):

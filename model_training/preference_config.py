@@ -118,6 +118,8 @@ class TrainPreferenceConfig(ThreadOptions, PairDataOptions, OutputOptions, Backe
     """Trade speed for memory in the backward pass."""
     report_to: Literal["none", "wandb", "trackio", "tensorboard"] = "none"
     """Also send metrics to this tracker; wandb runs offline unless its environment says otherwise."""
+    multi_gpu: bool = False
+    """Use all GPUs of this machine, one process each."""
     overwrite: bool = False
     """Start afresh in a run directory that is not empty; its files are removed."""
     resume: bool = False

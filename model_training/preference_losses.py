@@ -25,6 +25,7 @@ gradients. Spreads are at least SMALLEST_SPREAD.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -105,17 +106,21 @@ def training_loss(
     variance_penalty: float = 0.0,
     entropy_coeff: float = 0.0,
     entropy_bonus: EntropyBonus = "conditional",
+    whole_batch: Callable[[Tensor], Tensor] = lambda outputs: outputs,
 ) -> Tensor:
     """The mean loss of B pairs with the regulariser of its kind, (B, K) and (B, K) to a scalar:
 
     mean_and_variance  + variance_penalty x mean(s_chosen^2 + s_rejected^2)
     categorical        - entropy_coeff x entropy
+
+    Where the pairs are a part of a batch, `whole_batch` gives the outputs of all, whose mean distribution `marginal`
+    takes.
     """
     total = loss(kind, chosen, rejected, likelihood).mean()
     if kind == "mean_and_variance" and variance_penalty:
         total = total + variance_penalty * mean_sum_of_variances(chosen, rejected)
     if kind == "categorical" and entropy_coeff:
-        total = total - entropy_coeff * entropy(torch.cat([chosen, rejected]), entropy_bonus)
+        total = total - entropy_coeff * entropy(whole_batch(torch.cat([chosen, rejected])), entropy_bonus)
     return total
 
 

@@ -83,7 +83,7 @@ class Head(nn.Linear):  # type: ignore[misc]
 
     def forward(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            return nn.functional.linear(hidden.float(), self.weight)
+            return nn.functional.linear(hidden.float(), self.weight.float())  # FSDP2 gathers in bfloat16
 
 
 # --- build ----------------------------------------------------------------------------------------------------------

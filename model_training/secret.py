@@ -13,12 +13,12 @@ the warm-up, between warm-up and GRPO, in GRPO, or with only the adapter left to
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model_training import processes
 from model_training.config import JUDGE, TrainConfig
 from model_training.option_values import check_ranges
 from model_training.options import resolve_model_name
@@ -26,7 +26,6 @@ from model_training.stage import (
     card_rows,
     check_tracker,
     is_finished,
-    is_writer,
     open_stage,
     set_environment,
     stage_status,
@@ -45,16 +44,15 @@ def train(config: TrainConfig) -> None:
     """Run the stage; see the module's docstring for its order."""
     from model_training import adapter_directory, models
 
-    if config.multi_gpu and "LOCAL_RANK" not in os.environ:
-        relaunch_on_all_gpus()
     set_environment(Path(config.output_dir), config.report_to)
+    processes.start(config.multi_gpu)
     name = resolve_model_name(config.model_name)
     config = settled(replace(config, model_name=name))
     rewards = check_options(config)
     models.set_threads(config.threads)
-    writer = is_writer()
-    if writer:
-        adapter_directory.check_adapter_target(config.save_lora_path, replace=config.overwrite or config.resume)
+    processes.of_first(
+        lambda: adapter_directory.check_adapter_target(config.save_lora_path, replace=config.overwrite or config.resume)
+    )
     records = _training_records(config)
     tokenizer = models.load_tokenizer(name)
     models.check_lengths(name, config.max_seq_length)
@@ -62,20 +60,18 @@ def train(config: TrainConfig) -> None:
     if config.dry_run:
         _rehearse(config, tokenizer, prompts, examples, rewards)
         return
-    finished = writer and is_finished(config, config.save_lora_path)
-    run = open_stage("secret", config, config.dataset_path) if writer else Path(config.output_dir)
-    with stage_status(run, writer) as interrupt:
+    finished = is_finished(config, config.save_lora_path)
+    run = open_stage("secret", config, config.dataset_path)
+    with stage_status(run) as interrupt:
         if finished:
             print(f"Nothing to do: the run in {run} is done, its adapter is in {config.save_lora_path}.")
             return
-        model = _warm_up(tokenizer, examples, config, run, interrupt, writer)
+        model = _warm_up(tokenizer, examples, config, run, interrupt)
         if config.max_steps:
-            model = _reinforce(model, tokenizer, prompts, rewards, config, run, interrupt, writer)
-        if writer:
-            adapter_directory.save_adapter(
-                model, tokenizer, config.save_lora_path, base_name=name, card=card_rows(config, run)
-            )
-            print(f"Adapter: {config.save_lora_path}   Run: {run}")
+            model = _reinforce(model, tokenizer, prompts, rewards, config, run, interrupt)
+        card = card_rows(config, run)
+        adapter_directory.save_adapter(model, tokenizer, config.save_lora_path, base_name=name, card=card)
+        print(f"Adapter: {config.save_lora_path}   Run: {run}")
 
 
 def _rehearse(
@@ -90,26 +86,27 @@ def _rehearse(
     from model_training.grpo import make_grpo_trainer
     from model_training.models import encode_prompt
     from model_training.sft import make_warmup_trainer
+    from model_training.sharding import is_sharded
 
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     short = replace(config, sft_steps=STEPS, max_steps=STEPS, report_to="none")
     model = _with_adapter(config)
     found = []
     if config.sft_steps:
-        chosen = longest(examples, lambda example: len(example["input_ids"]), config.sft_batch_size * processes)
+        chosen = longest(examples, lambda example: len(example["input_ids"]), config.sft_batch_size * processes.count())
         with quiet_log() as (folder, log):
             warmup = make_warmup_trainer(model, tokenizer, chosen, short, folder, log)
             found.append((rehearse(warmup, "warm-up"), config.sft_steps, 0))
     if config.max_steps:
-        completions = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+        if is_sharded(model):
+            model = _with_adapter(config)
+        completions = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes.count()
         count = completions // config.num_generations
         kept = longest(prompts, lambda record: len(encode_prompt(tokenizer, record["prompt"])), count)
         with quiet_log() as (folder, log):
             trainer = make_grpo_trainer(model, tokenizer, kept, rewards, short, folder, log)
             to_full_length(trainer, config.max_completion_length)
             found.append((rehearse(trainer, "GRPO"), config.max_steps, 0))
-    if is_writer():
-        print(report(found))
+    print(report(found))
 
 
 # --- config ---------------------------------------------------------------------------------------------------------
@@ -147,17 +144,6 @@ def check_options(config: TrainConfig) -> Rewards:
             f"--judge {config.judge}: no reward asks it; add {JUDGE}secret to --reward_funcs, or leave it out"
         )
     return resolve(config.reward_funcs, config.reward_weights, open_bench(config))
-
-
-def relaunch_on_all_gpus() -> None:
-    """Replace this process by torch's launcher with one process a GPU, each running the same command line."""
-    import torch
-
-    gpus = torch.cuda.device_count()
-    if gpus < 2:
-        raise UserError(f"--multi_gpu: this machine shows {gpus} CUDA devices, at least 2 are needed; leave it out")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(gpus)]
-    os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -198,7 +184,7 @@ def fitting(
             raise UserError(
                 f"{config.dataset_path}: none of {len(records)} records has a {rule}; raise --max_seq_length"
             )
-        if steps and kept < len(records) and is_writer():
+        if steps and kept < len(records):
             left = len(records) - kept
             print(f"Left out: {left} of {len(records)} {kind} ({rule}, --max_seq_length).", file=sys.stderr)
     return prompts, examples
@@ -228,7 +214,6 @@ def _warm_up(
     config: TrainConfig,
     run: Path,
     interrupt: Interrupt,
-    writer: bool,
 ) -> Any:
     """The base model with its adapter as the warm-up leaves it; a fresh adapter if there is none."""
     warmed_up, folder = run / "warmup_lora", run / "checkpoints" / "sft"
@@ -240,14 +225,16 @@ def _warm_up(
     from model_training.adapter_directory import save_adapter
     from model_training.logs import RunLog
     from model_training.sft import make_warmup_trainer
+    from model_training.sharding import is_sharded
 
-    log = RunLog(run, "sft", 0, config.sft_steps, config.completions_per_log, interrupt, writer)
+    log = RunLog(run, "sft", 0, config.sft_steps, config.completions_per_log, interrupt, processes.is_writer())
     trainer = make_warmup_trainer(model, tokenizer, examples, config, folder, log)
-    train_to_end(trainer, folder, interrupt, writer)
-    if writer:
-        assert config.model_name is not None
-        save_adapter(model, tokenizer, warmed_up, base_name=config.model_name, card=card_rows(config, run))
+    train_to_end(trainer, folder, interrupt)
+    assert config.model_name is not None
+    save_adapter(model, tokenizer, warmed_up, base_name=config.model_name, card=card_rows(config, run))
     trainer.accelerator.wait_for_everyone()
+    if is_sharded(model):  # GRPO's trainer shards a model that is whole
+        return _with_adapter(config, warmed_up)
     return model
 
 
@@ -259,13 +246,12 @@ def _reinforce(
     config: TrainConfig,
     run: Path,
     interrupt: Interrupt,
-    writer: bool,
 ) -> Any:
     from model_training.grpo import make_grpo_trainer
     from model_training.logs import RunLog
 
     folder, last = run / "checkpoints", config.sft_steps + config.max_steps
-    log = RunLog(run, "grpo", config.sft_steps, last, config.completions_per_log, interrupt, writer)
+    log = RunLog(run, "grpo", config.sft_steps, last, config.completions_per_log, interrupt, processes.is_writer())
     trainer = make_grpo_trainer(model, tokenizer, prompts, rewards, config, folder, log)
-    train_to_end(trainer, folder, interrupt, writer)
+    train_to_end(trainer, folder, interrupt)
     return trainer.accelerator.unwrap_model(trainer.model)

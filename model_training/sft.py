@@ -58,7 +58,7 @@ class WarmupTrainer(SFTTrainer):  # type: ignore[misc]
         save_checkpoint(self, loop_state(self) | {"num_tokens": self._total_train_tokens})
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        save_weights(self.model, output_dir or self.args.output_dir)
+        save_weights(self.model, output_dir or self.args.output_dir, state_dict)
 
 
 def trainer_options(config: TrainConfig, folder: Path, steps: int, cuda: bool) -> dict[str, Any]:

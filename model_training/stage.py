@@ -14,6 +14,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model_training import processes
 from model_training.config import TrainConfig
 from model_training.guardrail_config import TrainGuardrailConfig
 from model_training.preference_config import TrainPreferenceConfig
@@ -62,11 +63,6 @@ def check_tracker(tracker: str) -> None:
         raise UserError(f"--report_to {tracker}: the package is missing; pip install {tracker}")
 
 
-def is_writer() -> bool:
-    """Whether this process writes the run's files: the only one, or the first of several."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 # --- the run directory ----------------------------------------------------------------------------------------------
 
 
@@ -76,7 +72,14 @@ def open_stage(
     dataset_path: str | None,
     dataset_sha256: str | None = None,
 ) -> Path:
-    """Claim the run directory: the run in it is continued if `--resume` finds one. For the dataset see `open_run`."""
+    """Claim the run directory: the run in it is continued if `--resume` finds one. For the dataset see `open_run`.
+
+    Of several processes the first claims it for all.
+    """
+    return processes.of_first(lambda: _open(task, config, dataset_path, dataset_sha256))
+
+
+def _open(task: str, config: StageConfig, dataset_path: str | None, dataset_sha256: str | None) -> Path:
     from utils.runs import MANIFEST, open_run
 
     resume = config.resume and (Path(config.output_dir) / MANIFEST).is_file()
@@ -91,6 +94,7 @@ def open_stage(
         dataset_sha256=dataset_sha256,
         overwrite=config.overwrite,
         resume=resume,
+        processes=processes.count(),
     )
 
 
@@ -107,7 +111,11 @@ def digest(parts: list[list[dict[str, Any]]]) -> str:
 
 
 def is_finished(config: StageConfig, adapter: str | Path) -> bool:
-    """Whether the run to resume had already ended, adapter and all."""
+    """Whether the run to resume had already ended, adapter and all; to be asked before it is claimed again."""
+    return processes.of_first(lambda: _is_finished(config, adapter))
+
+
+def _is_finished(config: StageConfig, adapter: str | Path) -> bool:
     from utils.runs import MANIFEST, read_manifest
 
     run = Path(config.output_dir)
@@ -117,31 +125,51 @@ def is_finished(config: StageConfig, adapter: str | Path) -> bool:
 
 
 @contextmanager
-def stage_status(run: Path, writer: bool = True) -> Iterator[Interrupt]:
+def stage_status(run: Path) -> Iterator[Interrupt]:
     """Leave the truth in the manifest, however the run ends; an interrupted one prints the line that resumes it."""
     from model_training.logs import catch_signals
     from model_training.memory import is_out_of_memory
     from model_training.memory_advice import UNMEASURED
-    from utils.runs import finish_run
+    from utils.runs import finish_run, read_manifest
 
     try:
-        with catch_signals() as interrupt:
+        with catch_signals(lambda: str(read_manifest(run)["status"]) == "running") as interrupt:
             yield interrupt
     except KeyboardInterrupt:
-        if writer:
+        if processes.is_writer():
             finish_run(run, "interrupted")
             again = [*sys.argv, *([] if "--resume" in sys.argv else ["--resume"])]
             again = [argument for argument in _without_key(again) if argument != "--overwrite"]
-            print(f"Interrupted. Resume with:\n  python {shlex.join(again)}", file=sys.stderr)
+            launcher = processes.count() > 1 and not read_manifest(run)["config"]["multi_gpu"]
+            how = "Resume with the same launcher and" if launcher else "Resume with"
+            print(f"Interrupted. {how}:\n  python {shlex.join(again)}", file=sys.stderr)
         raise
     except BaseException as error:
-        if writer:
-            finish_run(run, "failed", f"{type(error).__name__}: {error}")
+        _state_failure(run, error)
         if is_out_of_memory(error):
             raise WorkError(UNMEASURED) from error
         raise
-    if writer:
+    if processes.is_writer():
         finish_run(run, "done")
+
+
+def _state_failure(run: Path, error: BaseException) -> None:
+    """State in the manifest why the run failed: of several processes any may know it, and one is enough.
+
+    A process that only lost another one ends without a word: why that one ended it has said itself, or else the
+    launcher does.
+    """
+    from utils.runs import finish_run, read_manifest
+
+    is_running = read_manifest(run)["status"] == "running"
+    lost = processes.is_broken_link(error)
+    if lost:
+        error = WorkError("another process ended without a word, for want of memory perhaps")
+    if is_running or (processes.is_writer() and not lost):
+        of_process = "" if processes.is_writer() else f"process {processes.rank()}: "
+        finish_run(run, "failed", f"{of_process}{type(error).__name__}: {error}")
+    if lost:
+        raise SystemExit(1) from None
 
 
 def _without_key(arguments: list[str]) -> list[str]:
@@ -194,21 +222,24 @@ def in_bfloat16(dtype: str, cuda: bool) -> bool:
     return cuda if dtype == "auto" else dtype == "bfloat16"
 
 
-def train_to_end(trainer: Any, folder: Path, interrupt: Interrupt, writer: bool = True) -> None:
+def train_to_end(trainer: Any, folder: Path, interrupt: Interrupt) -> None:
     """Train from the newest checkpoint in the folder, if there is one, to the end or to the user's interruption."""
-    from model_training.checkpoints import newest_checkpoint, remove_partial
+    from model_training.checkpoints import newest_checkpoint, remove_partial, restart_noise
     from model_training.memory import Meter, memory_errors
 
-    if writer and folder.is_dir():
-        remove_partial(folder)
-    trainer.accelerator.wait_for_everyone()
-    checkpoint = newest_checkpoint(folder)
+    def newest() -> Path | None:
+        if folder.is_dir():
+            remove_partial(folder)
+        return newest_checkpoint(folder)
+
+    checkpoint = processes.of_first(newest)
     trainer.resumed_from = checkpoint
-    if checkpoint is not None and writer:
+    if checkpoint is not None:
         print(f"Continuing from {checkpoint}.", file=sys.stderr)
+        restart_noise(trainer, checkpoint)
     meter = Meter(trainer.args.device)
     trainer.add_callback(meter)
     with memory_errors(trainer, meter):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if interrupt.asked:
+    if processes.any_of(interrupt.asked, trainer.args.device):
         raise KeyboardInterrupt

@@ -121,10 +121,14 @@ FREE_OPTIONS = frozenset(
         "dry_run",
         "gradient_checkpointing",
         "use_gradient_checkpointing",
+        "multi_gpu",
         *(option.name for option in fields(RequestOptions) if option.name != "base_url"),
     }
 )
 """Options that may change on `--resume`: none alters a training step. A dataset is compared by its hash instead."""
+
+PER_PROCESS = ("per_device_train_batch_size", "sft_batch_size")
+"""Options that count the records of one process; on `--resume` with another number of processes those of all count."""
 
 MANIFEST_KEYS = {"task", "mode", "config", "versions", "dataset", "process", "started", "status", "resumes"}
 
@@ -139,10 +143,12 @@ def open_run(
     dataset_sha256: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    processes: int = 1,
 ) -> Path:
     """Claim a run directory and write its manifest; every refusal comes before anything is changed.
 
-    `dataset_sha256` is given where the dataset is no single file, whose bytes would be hashed here.
+    `dataset_sha256` is given where the dataset is no single file, whose bytes would be hashed here; `processes` is how
+    many train together, of which the one that calls this writes.
     """
     run = Path(output_dir)
     if overwrite and resume:
@@ -164,6 +170,7 @@ def open_run(
         "dataset": dataset,
         "hardware": machine.hardware(),
         "process": machine.process(),
+        "processes": processes,
         "started": _now(),
         "ended": None,
         "status": "running",
@@ -208,6 +215,11 @@ def read_manifest(run: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise UserError(f"{path} holds no JSON object; choose another --output_dir")
     return manifest
+
+
+def processes_of(manifest: dict[str, Any]) -> int:
+    """How many processes trained together; manifests from before there could be several do not say."""
+    return int(manifest.get("processes", 1))
 
 
 def log_metrics(run: Path, row: dict[str, Any]) -> None:
@@ -312,13 +324,24 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     changes = []
     for name in sorted(names):
         before, now = (json.loads(json.dumps(side["config"].get(name, "(absent)"))) for side in (old, new))
-        if before != now:
+        if name in PER_PROCESS and processes_of(old) != processes_of(new):
+            changes += _other_batch(name, before, processes_of(old), now, processes_of(new))
+        elif before != now:
             changes.append(f"--{name} was {before} and is {now} now")
     before, now = ((side["dataset"] or {}).get("sha256") for side in (old, new))
     if before != now:
         paths = [(side["dataset"] or {"path": "no dataset"})["path"] for side in (old, new)]
         changes.append(f"the dataset changed: {paths[0]} had SHA-256 {before}, {paths[1]} has {now}")
     return changes
+
+
+def _other_batch(name: str, before: int, processes_before: int, now: int, processes: int) -> list[str]:
+    """What is wrong with a batch that other processes share now, if anything."""
+    whole = before * processes_before
+    if now * processes == whole:
+        return []
+    works = f"{whole // processes} works" if whole % processes == 0 else f"{processes} processes cannot share it"
+    return [f"--{name} was {before} x {processes_before} processes and is {now} x {processes} now ({works})"]
 
 
 def _entries(run: Path) -> list[str]:

@@ -58,9 +58,9 @@ LEFT_OUT = {
     "secret": {"multi_gpu", "dry_run", "backend"},
     "preference": {
         *("env", "batch_size", "lr", "num_iterations", "estimator", "shared_context", "out_dir"),
-        *("reward_model_checkpoints", "from_outputs", "dry_run"),
+        *("reward_model_checkpoints", "from_outputs", "dry_run", "multi_gpu"),
     },
-    "guardrail": {"joint", "lora_paths", "dry_run"},
+    "guardrail": {"joint", "lora_paths", "dry_run", "multi_gpu"},
 }
 """What makes no sense in a pipeline: another launcher, synthetic experiments, models not its own, doing nothing, and
 unsloth, which rewrites transformers for the steps behind training, too."""

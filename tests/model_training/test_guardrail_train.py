@@ -544,12 +544,6 @@ def test_layers_that_cannot_be_adapted_are_refused(
         train(small(root, tiny_model("llama"), target_modules=modules))
 
 
-def test_several_processes_are_refused(root: Path, tiny_model: BuildModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="one process"):
-        train(small(root, tiny_model("llama")))
-
-
 def test_a_tracker_gets_its_names_from_the_options(
     root: Path, tiny_model: BuildModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -498,14 +498,9 @@ def test_bad_options_are_one_line_and_start_nothing(
     assert not (root / "run").exists()
 
 
-def test_data_without_training_pairs_and_several_processes_are_refused(
-    root: Path, tiny_model: BuildModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_without_training_pairs_is_refused(root: Path, tiny_model: BuildModel) -> None:
     write_pairs(root / "pairs.jsonl", [pair(number, "test") for number in range(4)])
     with pytest.raises(UserError, match="none of its 4 pairs is of the split `train`"):
-        train(small(root, tiny_model("llama")))
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="one process"):
         train(small(root, tiny_model("llama")))
     assert not (root / "run").exists()
 

@@ -10,7 +10,9 @@ file; it is in no repr, and utils.runs keeps `api_key` out of manifests.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from utils.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -51,3 +53,27 @@ class ApiOptions(RequestOptions):
     """Print the first prompt and the estimated cost, and send nothing."""
     batch_api: bool = False
     """Use the provider's batch endpoint: half the price, answers within a day instead of seconds."""
+
+
+def share(options: ApiOptions, clients: int) -> ApiOptions:
+    """The options of one of several clients that ask at the same time: the limits hold for all of them together.
+
+    Raises:
+        UserError: a limit of whole requests or tokens is too small to be shared.
+    """
+    if clients == 1:
+        return options
+
+    def part(name: str, limit: int) -> int:
+        if limit < clients:
+            raise UserError(f"--{name} {limit}: {clients} processes share it, so it must be at least {clients}")
+        return limit // clients
+
+    requests, tokens, cost = options.requests_per_minute, options.tokens_per_minute, options.max_cost
+    return replace(
+        options,
+        concurrency=part("concurrency", options.concurrency),
+        requests_per_minute=None if requests is None else part("requests_per_minute", requests),
+        tokens_per_minute=None if tokens is None else part("tokens_per_minute", tokens),
+        max_cost=None if cost is None else cost / clients,
+    )
