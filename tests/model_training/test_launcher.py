@@ -279,6 +279,14 @@ def test_the_command_of_a_job_means_the_same_options(tmp_path: Path) -> None:
     assert made.log == tmp_path / "runs" / "jobs" / "meeting.vary_all.log" and made.name == "meeting.vary_all"
 
 
+def test_other_launchers_are_refused_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="--launcher ray starts a process for each adapter; leave --multi_gpu"):
+        train(TrainGuardrailConfig(launcher="ray", multi_gpu=True))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--launcher ray starts a process for each adapter"):
+        train(TrainGuardrailConfig(launcher="ray"))
+
+
 def test_a_share_that_some_machine_has_room_for() -> None:
     laptop, box = {"CPU": 4.0}, {"CPU": 32.0, "GPU": 8.0}
     assert share(1, None, [laptop]) == (1, 0)
