@@ -219,8 +219,10 @@ def _parts_of(frame: Any, alarms: list[dict[str, Any]], splits: dict[str, int]) 
 
 def _parse_fast(chunk: bytes, types: Types) -> Columns | None:
     """The columns of a chunk and its alarms, or None if they would not say all of it. What polars reads as null is a
-    key that is not there; where there may be a null that was logged, gaps are parsed as a number that no metric has."""
-    if (frame := read_columns(_marked(chunk) if b"null" in chunk else chunk, types)) is not None:
+    key that is not there; a gap that was logged as null is parsed as a number that no metric has."""
+    if (frame := read_columns(chunk, types)) is not None:
+        return frame, []
+    if (frame := read_columns(_marked(chunk), types)) is not None:
         return frame, []
     lines = chunk.split(b"\n")
     alarms = [row for line in lines if b'"alarm"' in line and (row := parse_row(line)) and "alarm" in row]

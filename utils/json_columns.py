@@ -20,6 +20,7 @@ Types = dict[str, Any]
 """The polars type of each column met so far."""
 INTEGERS = ("step", "resumes")
 TOO_LARGE = 1e308
+IN_CACHE = 1 << 18
 
 
 def learn(types: Types, rows: Iterable[dict[str, Any]]) -> None:
@@ -55,7 +56,9 @@ def count(text: bytes, character: bytes) -> int:
     """`text.count(character)`, several times as fast, and other threads run meanwhile."""
     import numpy as np
 
-    return int(np.count_nonzero(np.frombuffer(text, dtype=np.uint8) == ord(character)))
+    codes = np.frombuffer(text, dtype=np.uint8)
+    blocks = (codes[start : start + IN_CACHE] for start in range(0, len(codes), IN_CACHE))
+    return int(sum(np.count_nonzero(block == ord(character)) for block in blocks))
 
 
 def metric(value: object) -> float | None:
