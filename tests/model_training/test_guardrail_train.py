@@ -20,7 +20,8 @@ import torch
 from model_training import logs, orpo_trainer, pair_loop
 from model_training.checkpoints import LOOP_STATE, WEIGHTS
 from model_training.guard_metrics_csv import COLUMNS
-from model_training.guardrail import intervals, train
+from model_training.guard_plans import intervals
+from model_training.guardrail import train
 from model_training.guardrail_config import TrainGuardrailConfig, run_directory
 from model_training.logs import WINDOW, orpo_alarms
 from model_training.models import load_adapter, load_model, load_tokenizer
