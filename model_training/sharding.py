@@ -29,14 +29,14 @@ def _is_zero3(weight: Tensor) -> bool:
 
 
 def whole(weight: Tensor) -> Tensor:
-    """The weight, put together if it lies in parts; a parameter itself is needed, what it is detached to has no parts."""
+    """The weight, put together if it lies in parts; a parameter itself, since what is detached knows no parts."""
     if isinstance(weight, DTensor):
         return weight.full_tensor()
     if not _is_zero3(weight):
         return weight
-    from deepspeed.zero import GatheredParameters
+    from deepspeed import zero
 
-    with GatheredParameters([weight]):
+    with zero.GatheredParameters([weight]):
         return weight.detach().clone()
 
 
@@ -45,7 +45,9 @@ def adapter_weights(model: Any) -> dict[str, Tensor] | None:
     if not is_sharded(model):
         return None
     return {
-        name: whole(weight).detach().cpu() for name, weight in model.state_dict(keep_vars=True).items() if _trained(name)
+        name: whole(weight).detach().cpu()
+        for name, weight in model.state_dict(keep_vars=True).items()
+        if _trained(name)
     }
 
 
@@ -82,7 +84,7 @@ def writable(model: Any) -> Iterator[None]:
     if not weights:
         yield
         return
-    from deepspeed.zero import GatheredParameters
+    from deepspeed import zero
 
-    with GatheredParameters(weights, modifier_rank=0):
+    with zero.GatheredParameters(weights, modifier_rank=0):
         yield
