@@ -136,7 +136,9 @@ def _strip(checkpoint: Path) -> None:
     """Leave the weights alone of a checkpoint; its loop state goes first, without which nothing resumes from it."""
     (checkpoint / LOOP_STATE).unlink(missing_ok=True)
     for path in checkpoint.iterdir():
-        if path.name not in WEIGHTS:
+        if path.is_dir():  # DeepSpeed's
+            shutil.rmtree(path)
+        elif path.name not in WEIGHTS:
             path.unlink()
 
 

@@ -19,6 +19,7 @@ from model_training import processes
 from model_training.checkpoints import save_weights
 from model_training.judge_reward import open_bench
 from model_training.models import load_model, new_adapter
+from model_training.stage import open_stage
 from tests.model_training import test_guardrail_train as guardrail_runs
 from tests.model_training import test_preference_train as preference_runs
 from tests.model_training.conftest import BuildModel
@@ -68,7 +69,9 @@ def run_in_two(root: Path, jobs: list[Job], **variables: str) -> None:
     file.write_text(json.dumps(jobs), encoding="utf-8")
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     command = [sys.executable, "-m", *launcher, "tests.model_training.train_jobs", str(file)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | variables
+    environment = (
+        os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])} | variables
+    )
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "[rank" in line)
 
@@ -222,17 +225,30 @@ def test_weights_in_parts_train_alike_and_are_saved_whole(
     begun = job(runs, model, "preference", "parts_again", 2, stop_at=3)
     resumed = job(runs, model, "preference", "parts_again", 2, resume=True)
     run_in_two(runs, [*jobs_of(runs, model, "parts", 2), sampled, begun, resumed], **fsdp2)
+    assert_like_one_process(runs, "parts")
+    assert_near(runs / "parts_again" / "reward_model", runs / "one_preference" / "reward_model")
+    assert read_manifest(runs / "sampled_secret")["status"] == "done"
+
+
+def test_weights_of_deepspeed_in_parts_train_alike_and_are_saved_whole(runs: Path, tiny_model: BuildModel) -> None:
+    pytest.importorskip("deepspeed", reason="DeepSpeed is no requirement: put it on PYTHONPATH")
+    model = tiny_model("llama")
+    sampled = job(runs, model, "secret", "zero3_sampled", 2, sft_steps=0, max_steps=1, sample=True)
+    run_in_two(runs, [*jobs_of(runs, model, "zero3", 2), sampled], **zero3(), DS_ACCELERATOR="cpu")
+    assert_like_one_process(runs, "zero3")
+    assert read_manifest(runs / "zero3_sampled")["status"] == "done"
+
+
+def assert_like_one_process(runs: Path, output: str) -> None:
     for task, part in WEIGHTS.items():
-        found, wanted = run_of(runs, "parts", task), run_of(runs, "one", task)
+        found, wanted = run_of(runs, output, task), run_of(runs, "one", task)
         assert_rows_near(found, wanted)
         assert_near(found / Path(part).name, wanted / Path(part).name)
         note, expected = (
             json.loads((folder / Path(part).name / "subtext.json").read_text()) for folder in (found, wanted)
         )
         assert note["base_fingerprint"] == expected["base_fingerprint"]
-    assert_near(runs / "parts_secret_lora", runs / "one_secret_lora")
-    assert_near(runs / "parts_again" / "reward_model", runs / "one_preference" / "reward_model")
-    assert read_manifest(runs / "sampled_secret")["status"] == "done"
+    assert_near(runs / f"{output}_secret_lora", runs / "one_secret_lora")
 
 
 ZERO3 = {
@@ -276,6 +292,14 @@ def test_deepspeed_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="pip install deepspeed"):
         processes.start(multi_gpu=False)
+
+
+def test_deepspeed_resumes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in ({"WORLD_SIZE": "2"} | ZERO3).items():
+        monkeypatch.setenv(name, value)
+    config = small_config(tmp_path, tmp_path, resume=True)
+    with pytest.raises(UserError, match="--resume: not under DeepSpeed's ZeRO-3"):
+        open_stage("secret", config, None)
 
 
 def test_an_adapter_with_an_empty_tensor_is_never_saved(tmp_path: Path, tiny_model: BuildModel) -> None:

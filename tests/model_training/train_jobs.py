@@ -6,8 +6,8 @@ jobs.json is a list of {"task", "options"}, with `stop_at` the step in which the
 stop, and with `sample` real completions. Without, GRPO's completions are random tokens, the same for the same place in
 the whole batch of a step, however many processes share it.
 
-With ACCELERATE_USE_FSDP=true or ACCELERATE_USE_DEEPSPEED=true the processes are shown to accelerate as if they had GPUs:
-on CPUs it would share no weights, although torch and DeepSpeed can.
+With ACCELERATE_USE_FSDP=true or ACCELERATE_USE_DEEPSPEED=true the processes are shown to accelerate as if they had
+GPUs: on CPUs it would share no weights, although torch and DeepSpeed can.
 """
 
 from __future__ import annotations
