@@ -136,7 +136,9 @@ def _strip(checkpoint: Path) -> None:
     """Leave the weights alone of a checkpoint; its loop state goes first, without which nothing resumes from it."""
     (checkpoint / LOOP_STATE).unlink(missing_ok=True)
     for path in checkpoint.iterdir():
-        if path.name not in WEIGHTS:
+        if path.is_dir():  # DeepSpeed's
+            shutil.rmtree(path)
+        elif path.name not in WEIGHTS:
             path.unlink()
 
 
@@ -145,10 +147,11 @@ def restore_weights(model: Any, checkpoint: Path) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    from model_training.sharding import sharded_like
+    from model_training.sharding import sharded_like, writable
 
     weights = load_file(checkpoint / "adapter_model.safetensors", device=str(model.device))
-    unknown = set_peft_model_state_dict(model, sharded_like(model, weights)).unexpected_keys
+    with writable(model):
+        unknown = set_peft_model_state_dict(model, sharded_like(model, weights)).unexpected_keys
     assert not unknown, unknown
 
 
@@ -157,6 +160,9 @@ def save_weights(model: Any, folder: str | Path, weights: dict[str, Any] | None 
 
     `weights` are given where the model does not hold them whole. Embeddings are never resized here; peft would ask the
     hub whether they were."""
+    from model_training.sharding import check_whole
+
+    check_whole(model, weights)
     given = {} if weights is None else {"state_dict": weights}
     model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False, **given)
 

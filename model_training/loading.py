@@ -35,7 +35,9 @@ def load_weights(
     `dtype` names another precision. 8 and 4 bit are quantized while they are loaded (bitsandbytes, on a GPU).
     """
     import torch
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    unset_hf_deepspeed_config()  # after a training under ZeRO-3 transformers would load slices, and adapters of nothing
     cuda = torch.cuda.is_available()
     auto = torch.bfloat16 if cuda else torch.float32
     precision = auto if dtype == "auto" else getattr(torch, dtype)

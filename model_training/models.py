@@ -206,7 +206,8 @@ def fingerprint(model: Any) -> str | None:
         if "lora_" not in name and not name.startswith("score.")
     ]
     for name, weight in weights[:16] + weights[-16:]:
-        sample = whole(weight.detach()).flatten()[:4096].to(torch.bfloat16).cpu().view(torch.int16)
+        weight = whole(weight).detach()
+        sample = weight.flatten()[:4096].to(torch.bfloat16).cpu().view(torch.int16)
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()

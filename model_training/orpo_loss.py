@@ -78,7 +78,9 @@ def head_of(model: Any, dtype: torch.dtype | None = None) -> Head:
             f"{type(layer).__name__}; leave it out of --target_modules"
         )
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-    head = Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
+    weight = layer.weight.detach()  # ZeRO-3 empties the parameter itself
+    bias = None if layer.bias is None else layer.bias.detach()
+    head = Head(weight, bias, scale, getattr(config, "final_logit_softcapping", None))
     _try(model, head)
     if dtype is None:
         return head

@@ -19,6 +19,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from utils.errors import UserError, WorkError
@@ -45,6 +46,11 @@ def rank() -> int:
 def is_writer() -> bool:
     """Whether this process writes the run's files: the only one, or the first of several."""
     return rank() == 0
+
+
+def is_zero3() -> bool:
+    """Whether the weights are shared by DeepSpeed."""
+    return count() > 1 and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
 
 
 # --- start ----------------------------------------------------------------------------------------------------------
@@ -106,14 +112,9 @@ def _check_launcher() -> None:
 
 
 def _check_sharding() -> None:
-    """FSDP2 is the one way of accelerate's to share the weights themselves that saves a whole adapter here."""
-    import torch
-
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        raise UserError(
-            "DeepSpeed has never been run here: nobody knows whether its adapters are whole; "
-            "configs/accelerate/fsdp2.yaml shares the weights, too"
-        )
+    """FSDP2 and ZeRO-3 share the weights themselves; what saves no whole adapter, or does nothing, is refused."""
+    if is_zero3():
+        _check_deepspeed()
     if os.environ.get("ACCELERATE_USE_FSDP") != "true":
         return
     if os.environ.get("FSDP_VERSION", "1") != "2" or os.environ.get("FSDP_STATE_DICT_TYPE") != "FULL_STATE_DICT":
@@ -121,9 +122,28 @@ def _check_sharding() -> None:
             "FSDP: adapters are saved with fsdp_version 2 and fsdp_state_dict_type FULL_STATE_DICT alone, as "
             "configs/accelerate/fsdp2.yaml has them"
         )
+    _need_gpus("FSDP")
+
+
+def _check_deepspeed() -> None:
+    if find_spec("deepspeed") is None:
+        raise UserError("configs/accelerate/zero3.yaml needs DeepSpeed, which is not installed: pip install deepspeed")
+    fields = {"ZERO_STAGE": "3", "ZERO3_INIT": "false", "ZERO3_SAVE_16BIT_MODEL": "true"}
+    found = {name: os.environ.get(f"ACCELERATE_DEEPSPEED_{name}") for name in fields}
+    if found != fields or "ACCELERATE_DEEPSPEED_CONFIG_FILE" in os.environ:
+        raise UserError(
+            "DeepSpeed: adapters are saved with zero_stage 3, zero3_init_flag false, zero3_save_16bit_model true and "
+            "no deepspeed_config_file alone, as configs/accelerate/zero3.yaml has them"
+        )
+    _need_gpus("DeepSpeed")
+
+
+def _need_gpus(name: str) -> None:
+    import torch
+
     if not torch.cuda.is_available():
         raise UserError(
-            "FSDP: accelerate shares weights between GPUs alone; on CPUs, leave it out (every process has all)"
+            f"{name}: accelerate shares weights between GPUs alone; on CPUs, leave it out (every process has all)"
         )
 
 

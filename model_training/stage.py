@@ -76,6 +76,8 @@ def open_stage(
 
     Of several processes the first claims it for all.
     """
+    if config.resume and processes.is_zero3():
+        raise UserError("--resume: not under DeepSpeed's ZeRO-3, untried there; configs/accelerate/fsdp2.yaml resumes")
     return processes.of_first(lambda: _open(task, config, dataset_path, dataset_sha256))
 
 

@@ -16,14 +16,17 @@ import pytest
 import torch
 
 from model_training import processes
+from model_training.checkpoints import save_weights
 from model_training.judge_reward import open_bench
+from model_training.models import load_model, new_adapter
+from model_training.stage import open_stage
 from tests.model_training import test_guardrail_train as guardrail_runs
 from tests.model_training import test_preference_train as preference_runs
 from tests.model_training.conftest import BuildModel
 from tests.model_training.tiny_models import make_records, small_config
 from tests.model_training.train_jobs import run
 from utils.api.options import ApiOptions, share
-from utils.errors import UserError
+from utils.errors import UserError, WorkError
 from utils.runs import open_run, read_completions, read_manifest, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +69,9 @@ def run_in_two(root: Path, jobs: list[Job], **variables: str) -> None:
     file.write_text(json.dumps(jobs), encoding="utf-8")
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     command = [sys.executable, "-m", *launcher, "tests.model_training.train_jobs", str(file)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | variables
+    environment = (
+        os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])} | variables
+    )
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "[rank" in line)
 
@@ -220,23 +225,48 @@ def test_weights_in_parts_train_alike_and_are_saved_whole(
     begun = job(runs, model, "preference", "parts_again", 2, stop_at=3)
     resumed = job(runs, model, "preference", "parts_again", 2, resume=True)
     run_in_two(runs, [*jobs_of(runs, model, "parts", 2), sampled, begun, resumed], **fsdp2)
+    assert_like_one_process(runs, "parts")
+    assert_near(runs / "parts_again" / "reward_model", runs / "one_preference" / "reward_model")
+    assert read_manifest(runs / "sampled_secret")["status"] == "done"
+
+
+def test_weights_of_deepspeed_in_parts_train_alike_and_are_saved_whole(runs: Path, tiny_model: BuildModel) -> None:
+    pytest.importorskip("deepspeed", reason="DeepSpeed is no requirement: put it on PYTHONPATH")
+    model = tiny_model("llama")
+    sampled = job(runs, model, "secret", "zero3_sampled", 2, sft_steps=0, max_steps=1, sample=True)
+    run_in_two(runs, [*jobs_of(runs, model, "zero3", 2), sampled], **zero3(), DS_ACCELERATOR="cpu")
+    assert_like_one_process(runs, "zero3")
+    assert read_manifest(runs / "zero3_sampled")["status"] == "done"
+
+
+def assert_like_one_process(runs: Path, output: str) -> None:
     for task, part in WEIGHTS.items():
-        found, wanted = run_of(runs, "parts", task), run_of(runs, "one", task)
+        found, wanted = run_of(runs, output, task), run_of(runs, "one", task)
         assert_rows_near(found, wanted)
         assert_near(found / Path(part).name, wanted / Path(part).name)
         note, expected = (
             json.loads((folder / Path(part).name / "subtext.json").read_text()) for folder in (found, wanted)
         )
         assert note["base_fingerprint"] == expected["base_fingerprint"]
-    assert_near(runs / "parts_secret_lora", runs / "one_secret_lora")
-    assert_near(runs / "parts_again" / "reward_model", runs / "one_preference" / "reward_model")
-    assert read_manifest(runs / "sampled_secret")["status"] == "done"
+    assert_near(runs / f"{output}_secret_lora", runs / "one_secret_lora")
+
+
+ZERO3 = {
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+    "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+    "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+}
 
 
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed has never been run"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "no deepspeed_config_file alone"),
+        (ZERO3 | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, "zero_stage 3"),
+        (ZERO3 | {"ACCELERATE_DEEPSPEED_ZERO3_INIT": "true"}, "zero3_init_flag false"),
+        (ZERO3 | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "my.json"}, "no deepspeed_config_file"),
+        (ZERO3, "between GPUs alone"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "fsdp_version 2"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FULL_STATE_DICT"),
         (
@@ -249,10 +279,41 @@ def test_other_ways_to_share_weights_are_refused(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(processes, "find_spec", lambda name: name)
     for name, value in ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"} | variables).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
         processes.start(multi_gpu=False)
+
+
+def test_deepspeed_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "find_spec", lambda name: None)
+    for name, value in ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"} | ZERO3).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="pip install deepspeed"):
+        processes.start(multi_gpu=False)
+
+
+def test_deepspeed_resumes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in ({"WORLD_SIZE": "2"} | ZERO3).items():
+        monkeypatch.setenv(name, value)
+    config = small_config(tmp_path, tmp_path, resume=True)
+    with pytest.raises(UserError, match="--resume: not under DeepSpeed's ZeRO-3"):
+        open_stage("secret", config, None)
+
+
+def test_an_adapter_with_an_empty_tensor_is_never_saved(tmp_path: Path, tiny_model: BuildModel) -> None:
+    model = new_adapter(load_model(str(tiny_model("llama")), "float32"), rank=2, seed=0)
+    weights = {name: weight for name, weight in model.state_dict().items() if "lora_" in name}
+    save_weights(model, tmp_path / "whole", weights)
+    first, *others = weights
+    for broken in (weights | {first: torch.empty(0)}, {name: weights[name] for name in others}, {}):
+        with pytest.raises(WorkError, match="not whole"):
+            save_weights(model, tmp_path / "broken", broken)
+    model.get_parameter(first).data = torch.empty(0)
+    with pytest.raises(WorkError, match="not whole"):
+        save_weights(model, tmp_path / "broken")
+    assert (tmp_path / "whole").is_dir() and not (tmp_path / "broken").exists()
 
 
 def environment(name: str, *flags: str) -> dict[str, str]:
@@ -278,12 +339,25 @@ def test_accelerate_reads_the_configurations(name: str, expected: dict[str, str]
     assert {key: found.get(key) for key in expected} == expected
 
 
-def test_accelerate_reads_the_configuration_of_deepspeed() -> None:
-    """It is not installed, so no more than that."""
-    from accelerate.commands.config.config_args import load_config_from_file
+def zero3() -> dict[str, str]:
+    """What `accelerate launch` hands to each process of configs/accelerate/zero3.yaml, as its launch_command does."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
-    found = load_config_from_file(str(ROOT / "configs" / "accelerate" / "zero3.yaml"))
-    assert (found.distributed_type, found.deepspeed_config["zero_stage"]) == ("DEEPSPEED", 3)
+    file = str(ROOT / "configs" / "accelerate" / "zero3.yaml")
+    parsed = launch_command_parser().parse_args(["--config_file", file, "--num_processes", "2", "main.py"])
+    args, defaults, _ = _validate_launch_command(parsed)
+    args.deepspeed_fields_from_accelerate_config = ",".join([*defaults.deepspeed_config, "mixed_precision"])
+    _, variables = prepare_deepspeed_cmd_env(args)
+    return {name: value for name, value in variables.items() if name.startswith("ACCELERATE_")}
+
+
+def test_the_configuration_of_deepspeed_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, value in ({"WORLD_SIZE": "2"} | zero3()).items():
+        monkeypatch.setenv(name, value)
+    processes._check_sharding()
 
 
 # --- starting and ending --------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ jobs.json is a list of {"task", "options"}, with `stop_at` the step in which the
 stop, and with `sample` real completions. Without, GRPO's completions are random tokens, the same for the same place in
 the whole batch of a step, however many processes share it.
 
-With ACCELERATE_USE_FSDP=true the processes are shown to accelerate as if they had GPUs: on CPUs it would share no
-weights, although torch can.
+With ACCELERATE_USE_FSDP=true or ACCELERATE_USE_DEEPSPEED=true the processes are shown to accelerate as if they had
+GPUs: on CPUs it would share no weights, although torch and DeepSpeed can.
 """
 
 from __future__ import annotations
@@ -46,11 +46,12 @@ def show_as_gpus() -> None:
     from accelerate.utils import DistributedType
 
     begin = PartialState.__init__
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         begin(self, *args, **kwargs)
         if self.distributed_type == DistributedType.MULTI_CPU:
-            self.distributed_type = DistributedType.MULTI_GPU
+            self.distributed_type = DistributedType.DEEPSPEED if deepspeed else DistributedType.MULTI_GPU
 
     PartialState.__init__ = __init__
     processes._check_sharding = lambda: None
@@ -79,6 +80,6 @@ def run(jobs: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    if "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED")):
         show_as_gpus()
     run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
