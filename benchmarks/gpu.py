@@ -26,7 +26,6 @@ Where TRL is missing, a line says so and ours is measured alone. Times are of th
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -38,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.machine import versions
 
 SHAPES = ("8b", "1b", "tiny")
 PARTS = ("sft", "grpo", "orpo", "reward")
@@ -57,7 +57,6 @@ PEAKS = {
     "RTX 3090": 71e12,
 }
 """Dense bfloat16 FLOP/s by NVIDIA's data sheets, without sparsity; the first name that the device's contains."""
-PACKAGES = ("torch", "transformers", "peft", "trl")
 NO_MEMORY = "out of memory"
 
 
@@ -144,17 +143,6 @@ def machine() -> dict[str, Any]:
 def peak_of(name: str) -> float | None:
     """The device's peak in FLOP/s, if it is known."""
     return next((peak for known, peak in PEAKS.items() if known in name), None)
-
-
-def versions() -> dict[str, str | None]:
-    """Of the packages that matter; None: not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def print_table(found: dict[str, Any], arguments: argparse.Namespace) -> None:

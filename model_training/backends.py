@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import atexit
 import importlib
-import importlib.metadata
 import os
 import re
 import shutil
@@ -28,8 +27,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from model_training import processes
 from model_training.options import say
 from utils.errors import UserError
+from utils.machine import version
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements-gpu.txt"
 INSTALL = f"pip install -r {REQUIREMENTS.name} installs what works together"
@@ -62,9 +63,9 @@ def this_machine() -> Machine:
 
     return Machine(
         cuda=torch.cuda.is_available(),
-        versions={name: _version(name) for name in pins()},
+        versions={name: version(name) for name in pins()},
         imported=tuple(name for name in REWRITTEN if name in sys.modules),
-        processes=int(os.environ.get("WORLD_SIZE", "1")),
+        processes=processes.count(),
     )
 
 
@@ -72,13 +73,6 @@ def this_machine() -> Machine:
 def pins() -> dict[str, str]:
     """The version of each package that requirements-gpu.txt adds."""
     return dict(re.findall(r"^([\w-]+)==(\S+)", REQUIREMENTS.read_text(encoding="utf-8"), re.MULTILINE))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 # --- the decision ---------------------------------------------------------------------------------------------------
@@ -187,7 +181,7 @@ def import_unsloth() -> None:
         importlib.import_module("unsloth")
     except Exception as error:  # whatever a broken installation raises; nothing can go on after it
         raise UserError(
-            f"unsloth {_version('unsloth')} cannot be imported: {_first_line(error)}; {INSTALL}, and --backend "
+            f"unsloth {version('unsloth')} cannot be imported: {_first_line(error)}; {INSTALL}, and --backend "
             "transformers does without it"
         ) from error
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from model_training.processes import count
 from utils.errors import UserError
 
 EXPECTED: dict[type, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -238,7 +239,7 @@ def _check_training(values: dict[str, Any], shown: Any) -> None:
 def _check_groups(values: dict[str, Any], shown: Any) -> None:
     """A step holds whole groups. WORLD_SIZE, the number of processes, is set in each of several; the process that is
     still to start them does not know it."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = count()
     if values.get("multi_gpu") and "WORLD_SIZE" not in os.environ:
         return
     device, steps, group = (

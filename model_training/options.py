@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
+from model_training import processes
 from model_training.config import TINY
 from model_training.models import base_of_adapter
 from model_training.option_values import EXPECTED, Option, check_ranges, from_text, from_yaml, listed, near
@@ -191,7 +192,7 @@ def parse(argv: list[str], tasks: Mapping[str, Task]) -> Command:
     if given.mode not in task.modes:
         found = near(given.mode, task.modes)
         raise UserError(f"--mode {given.mode}: no such mode{found or '; there are ' + listed(task.modes)}")
-    if given.mode != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if given.mode != "train" and processes.count() > 1:
         raise UserError(f"--mode {given.mode} runs in one process; start it without a launcher")
     return _parse_mode(rest, given.task, given.mode, task, given.help)
 

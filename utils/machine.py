@@ -15,13 +15,15 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 def versions() -> dict[str, str | None]:
     """Python and the packages that training rests on; None for one that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+
+
+def version(package: str) -> str | None:
+    """Of an installed package; None for one that is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def git_commit() -> str | None:
